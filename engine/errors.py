@@ -1,0 +1,110 @@
+"""Every exception that Everwrite raises, in one tree.
+
+Each message names what was wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClockDriftError",
+    "ClosedError",
+    "ConfigError",
+    "CorruptionError",
+    "EverwriteError",
+    "FormatError",
+    "GapError",
+    "LockedError",
+    "LogCutError",
+    "NotAnIntegerError",
+    "OverflowError",
+    "PeerError",
+    "ProtocolError",
+    "StorageError",
+    "TooLargeError",
+    "WrongTypeError",
+]
+
+
+class EverwriteError(Exception):
+    """The root of the tree."""
+
+
+class ConfigError(EverwriteError, ValueError):
+    """A setting, flag or configuration file is wrong; the message names file, key, value and what is allowed."""
+
+
+class StorageError(EverwriteError, OSError):
+    """The file system refused an operation. After a failed sync the handle stays failed for good."""
+
+
+class CorruptionError(StorageError):
+    """Stored bytes don't match their checksum or contradict each other.
+
+    Attributes: `path` (the file) and `offset` (in bytes, of the damage).
+    """
+
+    def __init__(self, message: str, *, path: str = "", offset: int = 0) -> None:
+        super().__init__(message)
+        self.path = path
+        self.offset = offset
+
+
+class FormatError(StorageError):
+    """A file is of a format version that this release doesn't know; it was left untouched."""
+
+
+class LockedError(StorageError):
+    """Another process (or another handle of this one) has the store open; the message says which."""
+
+
+class ClosedError(EverwriteError, ValueError):
+    """The handle was closed."""
+
+
+class WrongTypeError(EverwriteError, TypeError):
+    """The key holds another type than the operation needs."""
+
+
+class NotAnIntegerError(EverwriteError, ValueError):
+    """The value isn't a 64-bit integer, so that it can't be incremented."""
+
+
+class OverflowError(EverwriteError, ArithmeticError):
+    """The result would leave the range of a signed 64-bit integer."""
+
+
+class TooLargeError(EverwriteError, ValueError):
+    """A key, value or batch is over its size limit."""
+
+
+class ProtocolError(EverwriteError, ValueError):
+    """A batch, frame or message can't be decoded; nothing of it was applied."""
+
+
+class GapError(EverwriteError):
+    """A batch starts beyond what this store holds; nothing of it was applied.
+
+    Attributes: `origin` (int), `held` and `required` (timestamps): the updates of `origin`
+    in the range (`held`, `required`] are missing.
+    """
+
+    def __init__(self, origin: int, held: int, required: int) -> None:
+        super().__init__(
+            f"the batch builds on updates of origin {origin:#018x} up to {required}, but this store "
+            f"holds them only up to {held}: apply the batches of the range ({held}, {required}] first"
+        )
+        self.origin = origin
+        self.held = held
+        self.required = required
+
+
+class ClockDriftError(EverwriteError):
+    """A timestamp is further ahead of this node's clock than `max_clock_drift` allows; it was not merged."""
+
+
+class LogCutError(EverwriteError):
+    """The log no longer reaches back to where the reader stands; a full resync is needed."""
+
+
+class PeerError(EverwriteError):
+    """A peer broke the protocol, is of another cluster, or may not connect; the message says who and why."""

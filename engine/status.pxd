@@ -1,0 +1,33 @@
+"""Status codes of the native code. `status.pyx` is the only place where one becomes an exception."""
+
+cdef enum Status:
+    OK = 0
+    ERR_MEMORY = -1
+    ERR_IO = -2               # errno and path are in the thread's `last_fault`
+    ERR_CORRUPT = -3          # path, offset and reason are in `last_fault`
+    ERR_CLOSED = -4
+    ERR_WRONG_TYPE = -5
+    ERR_NOT_INTEGER = -6
+    ERR_OVERFLOW = -7
+    ERR_TOO_LARGE = -8
+    ERR_DECODE = -9           # malformed bytes from outside (a batch, a delta)
+    ERR_GUARD = -10           # a guarded delta builds on updates that the key's context lacks
+    ERR_DRIFT = -11           # a timestamp too far ahead
+    ERR_FAILED = -12          # the store failed earlier (a sync) and stays failed
+    ERR_FORMAT = -13          # a format version from the future
+
+
+cdef struct Fault:
+    # The detail behind the newest ERR_IO or ERR_CORRUPT of this thread. Fixed size: no allocation when failing.
+    int error_number
+    unsigned long long offset
+    char path[512]
+    char reason[200]
+
+
+cdef Fault* last_fault() noexcept nogil
+cdef int fault_io(const char* path, const char* what) noexcept nogil
+cdef int fault_corrupt(const char* path, unsigned long long offset, const char* reason) noexcept nogil
+
+# Raises the exception for a negative status; returns the status otherwise. Needs the GIL.
+cdef int check(int status) except? -1

@@ -1,0 +1,1 @@
+"""The Everwrite server: Redis protocol, HTTP and replication around the engine."""
