@@ -2,8 +2,9 @@
 
 The folders `engine/` and `server/` are the import packages `everwrite` and
 `everwrite.server`. Cython resolves `cimport` by import name, so a tree of
-symbolic links under `build/links` shows the sources under those names; mypy
-reads the same tree.
+symbolic links under `build/links` shows the sources under those names. mypy
+reads the same tree, and after `build_ext --inplace` it can be imported from:
+`PYTHONPATH=build/links`.
 """
 
 import os
@@ -11,32 +12,35 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 LINKS = Path("build") / "links"
 SOURCES = {"engine": "everwrite", "server": "everwrite/server"}
+CHECKED = bool(os.environ.get("EVERWRITE_CHECKED"))
 DIRECTIVES = {
     "language_level": 3,
     "cdivision": True,
     "wraparound": False,
-    "boundscheck": bool(os.environ.get("EVERWRITE_CHECKED")),
-    "initializedcheck": bool(os.environ.get("EVERWRITE_CHECKED")),
+    "boundscheck": CHECKED,
+    "initializedcheck": CHECKED,
     "autotestdict": False,
     "binding": True,
 }
 
 
 def link_tree() -> None:
-    """Show every source file under its import name, below `build/links`."""
+    """Show every file of the packages under its import name, and no file that is gone."""
     for folder, package in SOURCES.items():
         target = ROOT / LINKS / package
         target.mkdir(parents=True, exist_ok=True)
-        for old in target.iterdir():
-            if old.is_symlink() and not old.exists():
-                old.unlink()
+        for link in target.iterdir():
+            if link.is_symlink() and not link.exists():
+                link.unlink()
         for source in (ROOT / folder).iterdir():
             link = target / source.name
-            if source.is_file() and not link.is_symlink():
+            # Generated C files are left out: Cython writes its own beside the links.
+            if source.is_file() and source.suffix != ".c" and not link.is_symlink():
                 link.symlink_to(os.path.relpath(source, target))
 
 
@@ -56,13 +60,22 @@ def extensions() -> list[Extension]:
     ]
 
 
+class BuildAndLink(build_ext):
+    """Builds the extensions, then links what an in-place build wrote beside the sources."""
+
+    def run(self) -> None:
+        super().run()
+        link_tree()
+
+
 os.chdir(ROOT)
 link_tree()
 setup(
+    cmdclass={"build_ext": BuildAndLink},
     ext_modules=cythonize(
         extensions(),
         include_path=[str(LINKS)],
         compiler_directives=DIRECTIVES,
         nthreads=int(os.environ.get("EVERWRITE_BUILD_JOBS", "0")),
-    )
+    ),
 )

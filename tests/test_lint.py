@@ -1,0 +1,62 @@
+"""The linters and type checkers, as tests. Their settings are in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from tests.support import ROOT
+
+SOURCES = ["engine", "server"]
+# What stubs cannot describe: the table of C functions that a Cython module exports, and what Cython adds to a class.
+STUBTEST_ALLOW = r"""
+.*\.__pyx_capi__
+.*\.__test__
+.*\.__reduce_cython__
+.*\.__setstate_cython__
+.*\.__pyx_vtable__
+"""
+
+
+def run(*command: str) -> None:
+    """Run a tool over the repository; its output is the failure's message."""
+    # cython-lint calls pycodestyle by its name: it lies beside this interpreter, which need not be on PATH.
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    environment = {**os.environ, "PATH": path, "NO_COLOR": "1", "COLUMNS": "160"}
+    outcome = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 0, f"{' '.join(command)}\n{outcome.stdout}{outcome.stderr}"
+
+
+def test_ruff_check() -> None:
+    run("ruff", "check", ".")
+
+
+def test_ruff_format() -> None:
+    run("ruff", "format", "--check", "--diff", ".")
+
+
+def test_cython_lint() -> None:
+    run("cython_lint.cython_lint", *SOURCES)
+
+
+def test_mypy_strict() -> None:
+    run("mypy")
+
+
+def test_stubs_match_the_modules(tmp_path: Path) -> None:
+    allowed = tmp_path / "allowed"
+    allowed.write_text(STUBTEST_ALLOW.strip() + "\n", encoding="utf-8")
+    run(
+        "mypy.stubtest",
+        "everwrite",
+        "--allowlist",
+        str(allowed),
+        "--ignore-unused-allowlist",
+        "--mypy-config-file",
+        "pyproject.toml",
+    )
