@@ -24,7 +24,6 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from everwrite.errors import ConfigError, PeerError
 from everwrite.server.config import NAME_ALLOWED, NAME_PATTERN, Certs, NodeConfig
 
@@ -201,15 +200,16 @@ def _write(files: Mapping[Path, bytes], *, force: bool) -> None:
 
 
 def _replace(path: Path, content: bytes, *, mode: int) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
             os.fchmod(stream.fileno(), mode)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
 
 
@@ -277,9 +277,10 @@ def check_certs(config: NodeConfig) -> None:
     identity = _own_identity(certificate, certs.cert)
     expected = (config.cluster, config.region, config.node)
     if identity != expected:
+        its, ours = ("everwrite://" + "/".join(names) for names in (identity, expected))
         raise ConfigError(
-            f"{certs.cert}: is for everwrite://{'/'.join(identity)}, but this node is everwrite://{'/'.join(expected)}: "
-            "use its own certificate, or correct cluster, region and node"
+            f"{certs.cert}: is for {its}, but this node is {ours}: use the node's own certificate, or correct "
+            "cluster, region and node"
         )
     server_context(certs)
 

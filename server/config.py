@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-
 from everwrite.errors import ConfigError
 
 __all__ = ["SETTINGS", "Certs", "Loaded", "NodeConfig", "Peer", "Setting", "is_loopback", "load", "split_address"]
@@ -388,9 +387,11 @@ def _peers(value: Any, file: str, problems: list[str]) -> tuple[Peer, ...] | Non
                 problems.append(f"{file}: {path}: there is no such setting; {_suggestion(key, list(hints))}")
             else:
                 _convert(path, part, file, problems, hint=hints[key])
-        for field in msgspec.structs.fields(Peer):
-            if field.required and field.name not in item:
-                problems.append(f"{file}: peers[{number}]: lacks {field.name}, {_allowed(hints[field.name])}")
+        problems.extend(
+            f"{file}: peers[{number}]: lacks {field.name}, {_allowed(hints[field.name])}"
+            for field in msgspec.structs.fields(Peer)
+            if field.required and field.name not in item
+        )
         if len(problems) == found:
             peers.append(Peer(**item))
     return tuple(peers)
@@ -498,12 +499,12 @@ def _build(values: dict[str, Any], origins: Mapping[str, str], problems: list[st
 def _contradictions(config: NodeConfig, origins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """What is wrong with the settings together: (path, text)."""
     if not is_loopback(config.host) and not config.insecure_bind:
-        yield (
-            "host",
+        text = (
             f'"{config.host}" can be reached from other machines, and there is no authentication yet: must be a '
             "loopback address (127.0.0.1, ::1, localhost), unless insecure_bind = true says that something else "
-            "protects it",
+            "protects it"
         )
+        yield "host", text
     ports: dict[int, str] = {}
     for path in ("redis_port", "http_port", "peer_port"):
         port = getattr(config, path)
@@ -513,11 +514,8 @@ def _contradictions(config: NodeConfig, origins: Mapping[str, str]) -> Iterator[
             yield blamed, f"{port} is also {free}: each listener needs a port of its own"
         ports.setdefault(port, path)
     if config.peers and config.certs is None:
-        yield (
-            "peers",
-            "nodes talk to each other only with certificates: set certs.ca, certs.cert and certs.key "
-            "(`everwrite certs` makes them)",
-        )
+        text = "nodes talk to each other only with certificates: set certs.ca, certs.cert and certs.key"
+        yield "peers", text + " (`everwrite certs` makes them)"
     seen: set[tuple[str, str | None]] = set()
     for number, peer in enumerate(config.peers):
         who = peer.region + (f"/{peer.node}" if peer.node else "")

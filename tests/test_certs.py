@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-
 from everwrite.errors import ConfigError, PeerError
 from everwrite.server import certs as certs_module
 from everwrite.server.certs import (
@@ -184,7 +184,7 @@ def test_a_certificate_of_another_authority_fails_the_check(tmp_path: Path, east
 def test_an_expired_certificate_fails_the_check(folder: Path) -> None:
     old = make_node(folder, region="us-east", node="us-east-0", days=0)
     # Valid for its skew allowance only, into the past: nothing has to wait for it to expire.
-    with pytest.raises(ConfigError, match="is valid from .* make a new one, or set the clock"):
+    with pytest.raises(ConfigError, match=r"is valid from .* make a new one, or set the clock"):
         check_certs(config_for(old))
 
 
@@ -245,7 +245,7 @@ def test_certificates_of_others_without_identity_fail_the_check(folder: Path, ea
         .serial_number(1)
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, certs_module.hashes.SHA256())
+        .sign(key, hashes.SHA256())
     )
     east.cert.write_bytes(certs_module._pem(nameless))
     with pytest.raises(ConfigError, match="doesn't say which node it is for"):

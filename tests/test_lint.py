@@ -51,9 +51,14 @@ def test_mypy_strict() -> None:
 def test_stubs_match_the_modules(tmp_path: Path) -> None:
     allowed = tmp_path / "allowed"
     allowed.write_text(STUBTEST_ALLOW.strip() + "\n", encoding="utf-8")
+    # Only what has a stub: a module in Python is its own, and classes made by msgspec differ from what mypy infers.
+    packages = {"engine": "everwrite", "server": "everwrite.server"}
+    stubs = [
+        f"{packages[stub.parent.name]}.{stub.stem}" for stub in ROOT.glob("*/*.pyi") if stub.parent.name in packages
+    ]
     run(
         "mypy.stubtest",
-        "everwrite",
+        *(name.removesuffix(".__init__") for name in sorted(stubs)),
         "--allowlist",
         str(allowed),
         "--ignore-unused-allowlist",
