@@ -375,7 +375,7 @@ class _Exchange:
         failure: Exception | None = None
         try:
             await self.connection.server.app(self._scope(), self.receive, self.send)
-        except Exception as error:  # noqa: BLE001 - logged below, unless it only says that the client left
+        except Exception as error:
             failure = error
         if self.lost:
             return False
