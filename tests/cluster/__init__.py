@@ -1,0 +1,1 @@
+"""Tests with real processes, sockets and files: the command, nodes, and labs of three regions."""
