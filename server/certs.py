@@ -24,6 +24,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
 from everwrite.errors import ConfigError, PeerError
 from everwrite.server.config import NAME_ALLOWED, NAME_PATTERN, Certs, NodeConfig
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+
 from everwrite.errors import ConfigError
 
 __all__ = ["SETTINGS", "Certs", "Loaded", "NodeConfig", "Peer", "Setting", "is_loopback", "load", "split_address"]

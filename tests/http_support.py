@@ -10,6 +10,7 @@ from typing import Any
 import h11
 import trio
 import trio.testing
+
 from everwrite.server.http_adapter import ClientDisconnected, HttpServer, Limits
 
 App = Callable[[Any, Any, Any], Awaitable[None]]

@@ -12,6 +12,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from everwrite.errors import ConfigError, PeerError
 from everwrite.server import certs as certs_module
 from everwrite.server.certs import (

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from everwrite.errors import ConfigError
 from everwrite.server.config import SETTINGS, Certs, NodeConfig, Peer, is_loopback, load, split_address
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from everwrite.server.http_adapter import HttpServer, Limits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from everwrite.server.http_adapter import HttpServer, Limits
 from tests.http_support import CHUNKED, GET, PUT, App, echo, headers_of, one, parse, read_body, respond, serve_bytes
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from everwrite.server.http_adapter import HttpServer, Limits
 
+from everwrite.server.http_adapter import HttpServer, Limits
 from tests.http_support import GET, PUT, echo, read_body, read_response, respond, running
 from tests.support import eventually_async
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import everwrite
 import pytest
 
+import everwrite
 from tests.support import ROOT, lines_of
 
 LINES_MAX = 600
