@@ -3,18 +3,27 @@
 Knows nothing of clocks or data types. Keys to 70,000 bytes, values to 64 MiB + 64 KiB.
 
 Thread safety: every method is serialised by the caller (the store's lock), except
-`flush_frozen` and `compact`, which run on a background thread beside them.
+`flush_frozen`, `frozen_count`, `statistics` and `compact`, which run on other threads beside them.
+Invariants: a version is the immutable list of what lies below the active table, newest
+first; whoever holds a reference may read all of it. Only `freeze` changes `active`.
 """
 
 from libc.stdint cimport uint64_t
 
 from everwrite.coding cimport Slice
-from everwrite.files cimport Files
+from everwrite.memtable cimport Memtable
+from everwrite.threads cimport pthread_mutex_t
 
 
 cdef struct Pin:
     # Keeps the memory behind a returned value alive. Initialise with pin_init; pin_release is idempotent.
     void* block
+
+
+cdef struct Version:
+    int refs                           # under the Lsm's mutex
+    Memtable** frozen                  # newest first, a reference each
+    size_t frozen_count
 
 
 cdef struct LsmIterator      # opaque
@@ -25,8 +34,16 @@ cdef void pin_release(Pin* pin) noexcept nogil
 
 
 cdef class Lsm:
-    # 1 found, 0 absent, negative error. *value stays valid until the pin is released, and,
-    # when it lies in the active memory table, only until the next put or remove of the same key.
+    cdef Memtable* active
+    cdef Version* version              # read and replaced under `mutex`
+    cdef pthread_mutex_t mutex         # guards `version` and all references to versions; held for a few instructions
+    cdef unsigned long long epoch      # changes with `version`
+    cdef uint64_t seed
+    cdef size_t memtable_bytes
+    cdef bint closed
+
+    # 1 found, 0 absent, negative error. *value stays valid until the pin is released, but,
+    # when it lies in the active memory table, only until the next put or remove of the same key or the next freeze.
     cdef int get(self, Slice key, Pin* pin, Slice* value) noexcept nogil
     cdef int put(self, Slice key, Slice value) noexcept nogil
     cdef int remove(self, Slice key) noexcept nogil
@@ -36,16 +53,25 @@ cdef class Lsm:
     # until the next seek or next, its value() doesn't.
     cdef LsmIterator* iterator(self) noexcept nogil                     # NULL when out of memory
     cdef void iterator_free(self, LsmIterator* it) noexcept nogil
-    cdef int seek(self, LsmIterator* it, Slice key) noexcept nogil      # first entry >= key: 1, none: 0
-    cdef int next(self, LsmIterator* it) noexcept nogil                 # 1, or 0 at the end
+    cdef int seek(self, LsmIterator* it, Slice key) noexcept nogil      # first entry >= key: 1, none: 0, negative error
+    cdef int next(self, LsmIterator* it) noexcept nogil                 # 1, or 0 at the end, negative error
     cdef Slice key(self, LsmIterator* it) noexcept nogil
     cdef Slice value(self, LsmIterator* it) noexcept nogil
 
     cdef bint wants_freeze(self) noexcept nogil                         # the active table is over its limit
-    # def freeze(self, bytes checkpoint): the active table becomes immutable, a new one takes writes;
+
+    cdef int _get_older(self, uint64_t key_hash, Slice key, Pin* pin, Slice* value) noexcept nogil
+    cdef int _freeze(self, Memtable* fresh) noexcept nogil
+    cdef Version* _hold_version(self) noexcept nogil
+    cdef void _release_version(self, Version* version) noexcept nogil
+    cdef int _renew(self, LsmIterator* it) noexcept nogil
+    cdef int _skip_removed(self, LsmIterator* it, int status) noexcept nogil
+    # Python level:
+    # Lsm(files, folder, *, memtable_bytes, block_cache_bytes)
+    # freeze(checkpoint: bytes): the active table becomes immutable, a new one takes writes;
     #     `checkpoint` is the caller's description of the state up to here.
-    # def frozen_count(self) -> int
-    # def flush_frozen(self): write the oldest frozen table to a file, install it and its checkpoint (background)
-    # def compact(self) -> bool: merge tables when there are too many (background); False when there was nothing to do
+    # frozen_count() -> int
+    # flush_frozen(): write the oldest frozen table to a file, install it and its checkpoint (background)
+    # compact() -> bool: merge tables when there are too many (background); False when there was nothing to do
     # checkpoint: bytes, the newest installed checkpoint (b"" in a fresh store)
-    # def close(self)
+    # close()
