@@ -103,7 +103,7 @@ cdef class Lsm:
         if self.active == NULL or self.version == NULL:
             raise MemoryError
 
-    def __init__(self, files, folder, *, size_t memtable_bytes=64 << 20):
+    def __init__(self, files, folder, *, size_t memtable_bytes=64 << 20, size_t block_cache_bytes=64 << 20):
         """Open the map in `folder`; `memtable_bytes` is when the memory table wants to be frozen."""
         self.memtable_bytes = memtable_bytes
 
