@@ -1,0 +1,6 @@
+from typing_extensions import Buffer
+
+implementation: str
+
+def checksum(data: Buffer, value: int = 0) -> int: ...
+def checksum_portable(data: Buffer, value: int = 0) -> int: ...

@@ -1,0 +1,56 @@
+"""Files in memory, which crash and fail on demand. For tests and the simulator.
+
+Thread safety: none. One thread at a time, with or without the GIL.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from everwrite.files cimport Files
+
+
+cdef struct Undo:
+    # How to take back one operation that isn't durable yet.
+    bint truncated            # else it was a write
+    uint64_t offset           # of the write; the new size for a truncation
+    size_t length             # of the write; 0 for a truncation
+    uint64_t size_before
+    uint8_t* covered          # the bytes from `offset` on that were overwritten or cut off
+    size_t covered_size
+
+
+cdef struct Content:
+    # What a file holds, and the way back to what of it is durable.
+    # Invariants: size <= capacity; undos are in order of time.
+    uint8_t* data
+    size_t size
+    size_t capacity
+    Undo* undos
+    size_t undo_count
+    size_t undo_capacity
+    bint sync_failed          # from then on a sync answers OK but makes nothing durable, as Linux does
+
+
+cdef class MemoryFiles(Files):
+    cdef dict _names          # path -> _MemoryFile
+    cdef list _unsynced_names  # (folder, {path: _MemoryFile or None before}) in order of time
+    cdef set _folders
+    cdef dict _locks          # path -> _MemoryLock
+    cdef list _opened         # by slot: (_MemoryFile, path), or None when closed
+    cdef list _free_slots
+    cdef Content** _contents  # by slot: the same, for use without the GIL; NULL when closed
+    cdef Py_ssize_t _content_capacity
+    cdef int _generation      # part of a handle: a crash raises it, so that handles of before are refused
+    cdef list _injections     # armed failures
+    cdef bint _armed          # whether there are any
+
+    cdef int _open(self, bytes path, int mode) except? -1
+    cdef _set_names(self, bytes folder, changes)
+    cdef _restore_names(self, names)
+    cdef Content* _content(self, int handle) noexcept nogil
+    cdef int _fails(self, int operation, int handle, const char* path, size_t* partial) noexcept nogil
+    cdef int _fault(self, int handle, const char* path, int number, const char* what) noexcept nogil
+    cdef int _fault_at(self, int handle, int number, const char* what) noexcept with gil
+    cdef int _inject(self, int operation, int handle, const char* path, size_t* partial) noexcept with gil
+    cdef int _rename(self, bytes source, bytes target) noexcept
+    cdef int _unlink(self, bytes path) noexcept
+    cdef int _sync_dir(self, bytes path) noexcept

@@ -1,0 +1,559 @@
+"""Files in memory, which crash and fail on demand. For tests and the simulator.
+
+What isn't durable yet is remembered as an undo list: an operation costs no second copy of
+the data, a sync only empties the list, and a crash takes operations back from the newest on.
+The model is the strict one of POSIX: content is durable after a sync of the file, a name
+(created, renamed, removed) after a sync of its folder.
+"""
+
+from libc.errno cimport EBADF, EIO, ENOENT
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+import errno as error_numbers
+import os
+
+from everwrite.errors import LockedError, StorageError
+
+from everwrite.files cimport Files, OpenMode, set_errno
+from everwrite.status cimport Status, fault_io
+
+cdef enum Operation:
+    ON_OPEN
+    ON_READ
+    ON_WRITE
+    ON_SYNC
+    ON_TRUNCATE
+    ON_RENAME
+    ON_UNLINK
+    ON_SYNC_DIR
+
+_OPERATIONS = {
+    "open": Operation.ON_OPEN,
+    "read": Operation.ON_READ,
+    "write": Operation.ON_WRITE,
+    "sync": Operation.ON_SYNC,
+    "truncate": Operation.ON_TRUNCATE,
+    "rename": Operation.ON_RENAME,
+    "unlink": Operation.ON_UNLINK,
+    "sync_dir": Operation.ON_SYNC_DIR,
+}
+
+cdef enum:
+    SLOT_BITS = 20
+    GENERATION_COUNT = 1 << 11
+    # With more unsynced operations than this on one file, adjoining appends are taken as one.
+    UNDO_LIMIT = 4096
+    # A disk stores a sector whole or not at all; what a crash tears is made of whole ones.
+    SECTOR_BYTES = 512
+
+
+cdef void _take_back(Content* content) noexcept nogil:
+    """Undo the newest operation that isn't durable."""
+    cdef Undo* undo = &content.undos[content.undo_count - 1]
+    content.size = undo.size_before
+    if undo.covered_size:
+        memcpy(content.data + undo.offset, undo.covered, undo.covered_size)
+    free(undo.covered)
+    content.undo_count -= 1
+
+
+cdef void _forget_undos(Content* content) noexcept nogil:
+    cdef size_t i
+    for i in range(content.undo_count):
+        free(content.undos[i].covered)
+    content.undo_count = 0
+
+
+cdef int _resize(Content* content, uint64_t size) noexcept nogil:
+    """Set the size; what is new reads as zeros."""
+    cdef size_t capacity = content.capacity
+    cdef uint8_t* grown
+    if size > capacity:
+        capacity = capacity * 2 if capacity else 4096
+        if capacity < size:
+            capacity = size
+        grown = <uint8_t*>realloc(content.data, capacity)
+        if grown == NULL:
+            return Status.ERR_MEMORY
+        content.data = grown
+        content.capacity = capacity
+    if size > content.size:
+        memset(content.data + content.size, 0, size - content.size)
+    content.size = size
+    return Status.OK
+
+
+cdef int _remember(Content* content, bint truncated, uint64_t offset, size_t length, size_t covered) noexcept nogil:
+    """Note how to take back an operation that is about to happen at `offset`."""
+    cdef Undo* undo
+    cdef Undo* grown
+    cdef size_t capacity
+    if content.undo_count >= UNDO_LIMIT and not truncated and not covered:
+        undo = &content.undos[content.undo_count - 1]
+        if not undo.truncated and not undo.covered_size and undo.offset + undo.length == offset:
+            undo.length += length
+            return Status.OK
+    if content.undo_count == content.undo_capacity:
+        capacity = content.undo_capacity * 2 if content.undo_capacity else 8
+        grown = <Undo*>realloc(content.undos, capacity * sizeof(Undo))
+        if grown == NULL:
+            return Status.ERR_MEMORY
+        content.undos = grown
+        content.undo_capacity = capacity
+    undo = &content.undos[content.undo_count]
+    undo.truncated = truncated
+    undo.offset = offset
+    undo.length = length
+    undo.size_before = content.size
+    undo.covered = NULL
+    undo.covered_size = covered
+    if covered:
+        undo.covered = <uint8_t*>malloc(covered)
+        if undo.covered == NULL:
+            return Status.ERR_MEMORY
+        memcpy(undo.covered, content.data + offset, covered)
+    content.undo_count += 1
+    return Status.OK
+
+
+cdef int _put(Content* content, uint64_t offset, const void* data, size_t size) noexcept nogil:
+    cdef size_t covered = 0
+    if size == 0:
+        return Status.OK
+    if offset < content.size:
+        covered = min(size, content.size - offset)
+    if _remember(content, False, offset, size, covered) < 0:
+        return Status.ERR_MEMORY
+    if offset + size > content.size and _resize(content, offset + size) < 0:
+        _take_back(content)
+        return Status.ERR_MEMORY
+    memcpy(content.data + offset, data, size)
+    return Status.OK
+
+
+cdef int _truncate(Content* content, uint64_t size) noexcept nogil:
+    cdef size_t covered = content.size - size if size < content.size else 0
+    if _remember(content, True, size, 0, covered) < 0:
+        return Status.ERR_MEMORY
+    if _resize(content, size) < 0:
+        _take_back(content)
+        return Status.ERR_MEMORY
+    return Status.OK
+
+
+cdef class _MemoryFile:
+    cdef Content content
+
+    def __dealloc__(self):
+        _forget_undos(&self.content)
+        free(self.content.undos)
+        free(self.content.data)
+
+    cdef crash(self, keep):
+        """Take back what isn't durable, but for what `keep` (a random.Random) decides to have reached the disk."""
+        cdef Content* content = &self.content
+        cdef Undo* undo
+        operations = []
+        while content.undo_count:
+            undo = &content.undos[content.undo_count - 1]
+            data = None if undo.truncated else <bytes>content.data[undo.offset:undo.offset + undo.length]
+            operations.append((undo.offset, data))
+            _take_back(content)
+        operations.reverse()
+        content.sync_failed = False
+        if keep is not None and operations:
+            reached = keep.randrange(len(operations) + 1)
+            if keep.random() < 0.5 or any(data is None for _, data in operations):
+                self._keep_prefix(operations, reached, keep)
+            else:
+                self._keep_sectors(operations[:reached], keep)
+            _forget_undos(content)
+
+    cdef _keep_prefix(self, operations, reached, keep):
+        """The first operations are on the disk, and a part of the one after them."""
+        for offset, data in operations[:reached]:
+            self._redo(offset, data)
+        if reached < len(operations) and operations[reached][1] is not None:
+            offset, data = operations[reached]
+            self._redo(offset, data[:keep.randrange(len(data) + 1)])
+
+    cdef _keep_sectors(self, operations, keep):
+        """Each sector is as it was at some moment between the last sync and the crash, on its own."""
+        versions = {}
+        end = self.content.size
+        for number, (offset, data) in enumerate(operations):
+            end = max(end, offset + len(data))
+            for sector in range(offset // SECTOR_BYTES, (offset + len(data) - 1) // SECTOR_BYTES + 1):
+                if sector not in versions:
+                    versions[sector] = keep.randrange(len(operations) + 1)
+                if number < versions[sector]:
+                    first = max(offset, sector * SECTOR_BYTES)
+                    last = min(offset + len(data), (sector + 1) * SECTOR_BYTES)
+                    self._redo(first, data[first - offset:last - offset])
+        if end > self.content.size:
+            self._redo_size(end)
+
+    cdef _redo(self, uint64_t offset, bytes data):
+        cdef int status
+        if data is None:
+            status = _truncate(&self.content, offset)
+        else:
+            status = _put(&self.content, offset, <const char*>data, len(data))
+        if status < 0:
+            raise MemoryError
+
+    cdef _redo_size(self, uint64_t size):
+        if _resize(&self.content, size) < 0:
+            raise MemoryError
+
+
+class _MemoryLock:
+    def __init__(self, locks, path):
+        self._locks = locks
+        self._path = path
+
+    def release(self):
+        """Give the lock back; once more is fine."""
+        if self._locks.get(self._path) is self:
+            del self._locks[self._path]
+
+
+class _Injection:
+    def __init__(self, operation, error, path, skip, times, partial):
+        self.operation = operation
+        self.error = error
+        self.path = path
+        self.skip = skip
+        self.times = times
+        self.partial = partial
+
+
+cdef bytes _path(path):
+    return os.path.normpath(os.fsencode(path))
+
+
+cdef bytes _folder(bytes path):
+    return os.path.dirname(path) or b"."
+
+
+cdef class MemoryFiles(Files):
+    """Files in memory: the same interface, fast, with crashes and failures on demand.
+
+    One object is one disk: it outlives the stores that are opened on it. Thread safety:
+    none; one thread at a time.
+    """
+
+    def __cinit__(self):
+        self._names = {}
+        self._unsynced_names = []
+        self._folders = {b"/", b"."}
+        self._locks = {}
+        self._opened = []
+        self._free_slots = []
+        self._injections = []
+
+    def __dealloc__(self):
+        free(self._contents)
+
+    cdef Content* _content(self, int handle) noexcept nogil:
+        cdef Py_ssize_t slot = handle & ((1 << SLOT_BITS) - 1)
+        if handle < 0 or handle >> SLOT_BITS != self._generation or slot >= self._content_capacity:
+            return NULL
+        return self._contents[slot]
+
+    cdef int _fault(self, int handle, const char* path, int number, const char* what) noexcept nogil:
+        if path == NULL:
+            return self._fault_at(handle, number, what)
+        set_errno(number)
+        return fault_io(path, what)
+
+    cdef int _fault_at(self, int handle, int number, const char* what) noexcept with gil:
+        cdef bytes name = b"a file that was open before a crash, or is closed"
+        if self._content(handle) != NULL:
+            name = self._opened[<Py_ssize_t>(handle & ((1 << SLOT_BITS) - 1))][1]
+        set_errno(number)
+        return fault_io(name, what)
+
+    cdef int _fails(self, int operation, int handle, const char* path, size_t* partial) noexcept nogil:
+        """The errno with which this call is to fail, or 0."""
+        if not self._armed:
+            return 0
+        return self._inject(operation, handle, path, partial)
+
+    cdef int _inject(self, int operation, int handle, const char* path, size_t* partial) noexcept with gil:
+        cdef Py_ssize_t slot = handle & ((1 << SLOT_BITS) - 1)
+        cdef bytes name = <bytes>path if path != NULL else <bytes>self._opened[slot][1]
+        for injection in self._injections:
+            if injection.operation != operation or injection.path not in name:
+                continue
+            if injection.skip:
+                injection.skip -= 1
+                continue
+            injection.times -= 1
+            if injection.times == 0:
+                self._injections.remove(injection)
+                self._armed = bool(self._injections)
+            partial[0] = injection.partial
+            return injection.error
+        return 0
+
+    cdef int open(self, const char* path, int mode) noexcept nogil:
+        cdef size_t partial
+        cdef int number = self._fails(Operation.ON_OPEN, 0, path, &partial)
+        cdef int handle = -ENOENT
+        if number == 0:
+            with gil:
+                try:
+                    handle = self._open(path, mode)
+                except MemoryError:
+                    return Status.ERR_MEMORY
+            if handle >= 0:
+                return handle
+            number = -handle
+        return self._fault(0, path, number, "opening a file")
+
+    cdef int _open(self, bytes path, int mode) except? -1:
+        """A handle, or a negative errno."""
+        cdef _MemoryFile file
+        cdef Content** grown
+        cdef Py_ssize_t slot
+        name = _path(path)
+        file = self._names.get(name)
+        if file is None:
+            if mode == OpenMode.OPEN_READ or _folder(name) not in self._folders:
+                return -ENOENT
+            file = _MemoryFile()
+            self._set_names(_folder(name), {name: file})
+        elif mode == OpenMode.OPEN_FRESH and _truncate(&file.content, 0) < 0:
+            raise MemoryError
+        if self._free_slots:
+            slot = self._free_slots.pop()
+        else:
+            slot = len(self._opened)
+            if slot == self._content_capacity:
+                if slot >> SLOT_BITS:
+                    return -error_numbers.EMFILE
+                grown = <Content**>realloc(self._contents, (slot * 2 + 8) * sizeof(Content*))
+                if grown == NULL:
+                    raise MemoryError
+                memset(grown + slot, 0, (slot + 8) * sizeof(Content*))
+                self._contents = grown
+                self._content_capacity = slot * 2 + 8
+            self._opened.append(None)
+        self._opened[slot] = (file, name)
+        self._contents[slot] = &file.content
+        return (self._generation << SLOT_BITS) | <int>slot
+
+    cdef _set_names(self, bytes folder, changes):
+        """Change names (path -> file, or None to remove) in one step that a crash can take back."""
+        self._unsynced_names.append((folder, {name: self._names.get(name) for name in changes}))
+        self._restore_names(changes)
+
+    cdef _restore_names(self, names):
+        for name, file in names.items():
+            if file is None:
+                self._names.pop(name, None)
+            else:
+                self._names[name] = file
+
+    cdef int close(self, int handle) noexcept nogil:
+        cdef Py_ssize_t slot = handle & ((1 << SLOT_BITS) - 1)
+        if self._content(handle) == NULL:
+            return self._fault(handle, NULL, EBADF, "closing a file")
+        with gil:
+            self._contents[slot] = NULL
+            self._opened[slot] = None
+            self._free_slots.append(slot)
+        return Status.OK
+
+    cdef int64_t read(self, int handle, uint64_t offset, void* data, size_t size) noexcept nogil:
+        cdef Content* content = self._content(handle)
+        cdef size_t partial
+        cdef int number = EBADF if content == NULL else self._fails(Operation.ON_READ, handle, NULL, &partial)
+        if number:
+            return self._fault(handle, NULL, number, "reading a file")
+        if offset >= content.size:
+            return 0
+        size = min(size, content.size - offset)
+        memcpy(data, content.data + offset, size)
+        return <int64_t>size
+
+    cdef int write(self, int handle, uint64_t offset, const void* data, size_t size) noexcept nogil:
+        cdef Content* content = self._content(handle)
+        cdef size_t partial = 0
+        cdef int number = EBADF if content == NULL else self._fails(Operation.ON_WRITE, handle, NULL, &partial)
+        if number:
+            if partial and _put(content, offset, data, min(partial, size)) < 0:
+                return Status.ERR_MEMORY
+            return self._fault(handle, NULL, number, "writing a file")
+        return _put(content, offset, data, size)
+
+    cdef int sync(self, int handle) noexcept nogil:
+        cdef Content* content = self._content(handle)
+        cdef size_t partial
+        cdef int number = EBADF if content == NULL else self._fails(Operation.ON_SYNC, handle, NULL, &partial)
+        if number:
+            if content != NULL:
+                content.sync_failed = True
+            return self._fault(handle, NULL, number, "syncing a file")
+        if not content.sync_failed:
+            _forget_undos(content)
+        return Status.OK
+
+    cdef int truncate(self, int handle, uint64_t size) noexcept nogil:
+        cdef Content* content = self._content(handle)
+        cdef size_t partial
+        cdef int number = EBADF if content == NULL else self._fails(Operation.ON_TRUNCATE, handle, NULL, &partial)
+        if number:
+            return self._fault(handle, NULL, number, "truncating a file")
+        return _truncate(content, size)
+
+    cdef int64_t size(self, int handle) noexcept nogil:
+        cdef Content* content = self._content(handle)
+        if content == NULL:
+            return self._fault(handle, NULL, EBADF, "asking for a file's size")
+        return <int64_t>content.size
+
+    cdef int rename(self, const char* source, const char* target) noexcept nogil:
+        cdef size_t partial
+        cdef int number = self._fails(Operation.ON_RENAME, 0, source, &partial)
+        if number == 0:
+            with gil:
+                number = self._rename(source, target)
+        if number:
+            return self._fault(0, source, number, "renaming a file")
+        return Status.OK
+
+    cdef int unlink(self, const char* path) noexcept nogil:
+        cdef size_t partial
+        cdef int number = self._fails(Operation.ON_UNLINK, 0, path, &partial)
+        if number == 0:
+            with gil:
+                number = self._unlink(path)
+        if number:
+            return self._fault(0, path, number, "removing a file")
+        return Status.OK
+
+    cdef int sync_dir(self, const char* path) noexcept nogil:
+        cdef size_t partial
+        cdef int number = self._fails(Operation.ON_SYNC_DIR, 0, path, &partial)
+        if number == 0:
+            with gil:
+                number = self._sync_dir(path)
+        if number:
+            return self._fault(0, path, number, "syncing a folder")
+        return Status.OK
+
+    cdef int _rename(self, bytes source, bytes target) noexcept:
+        old = _path(source)
+        new = _path(target)
+        file = self._names.get(old)
+        if file is None or _folder(new) not in self._folders:
+            return ENOENT
+        if old != new:
+            self._set_names(_folder(new), {old: None, new: file})
+        return 0
+
+    cdef int _unlink(self, bytes path) noexcept:
+        name = _path(path)
+        if name not in self._names:
+            return ENOENT
+        self._set_names(_folder(name), {name: None})
+        return 0
+
+    cdef int _sync_dir(self, bytes path) noexcept:
+        folder = _path(path)
+        if folder not in self._folders:
+            return ENOENT
+        self._unsynced_names = [change for change in self._unsynced_names if change[0] != folder]
+        return 0
+
+    def listdir(self, path):
+        """The names in the folder `path`, sorted."""
+        folder = _path(path)
+        if folder not in self._folders:
+            raise StorageError(ENOENT, f"listing a folder: {os.strerror(ENOENT)}", os.fsdecode(folder))
+        inside = {name for name in [*self._names, *self._folders] if _folder(name) == folder and name != folder}
+        return sorted(os.fsdecode(os.path.basename(name)) for name in inside)
+
+    def mkdir(self, path):
+        """Make the folder `path` and those above it, durably. One that exists is fine."""
+        folder = _path(path)
+        while folder not in self._folders:
+            if folder in self._names:
+                raise StorageError(
+                    error_numbers.EEXIST, "making a folder: a file of this name exists", os.fsdecode(folder)
+                )
+            self._folders.add(folder)
+            folder = _folder(folder)
+
+    def exists(self, path):
+        """Whether a file or folder `path` exists."""
+        name = _path(path)
+        return name in self._names or name in self._folders
+
+    def lock(self, path):
+        """Take the lock file `path` and return an object whose `release()` gives it back.
+
+        Raises `LockedError`, naming the holder's process id, when it is taken.
+        """
+        name = _path(path)
+        if name in self._locks:
+            raise LockedError(
+                f"{os.fsdecode(name)}: in use by process {os.getpid()}; close the store there first, "
+                "or open a different folder"
+            )
+        self._locks[name] = _MemoryLock(self._locks, name)
+        return self._locks[name]
+
+    def fail(self, operation, error=EIO, *, path=b"", skip=0, times=1, partial=0):
+        """Make calls fail.
+
+        `operation`: "open", "read", "write", "sync", "truncate", "rename", "unlink" or "sync_dir".
+        `error`: the errno. `path`: only where this is part of the path. `skip`: so many matching
+        calls still work; then `times` fail (negative: all). `partial`: a failing write first
+        stores so many bytes of its data. As on Linux, a sync that failed makes later ones on the
+        same file lie: they report success, but what was written before them is lost in a crash.
+        """
+        self._injections.append(_Injection(_OPERATIONS[operation], error, os.fsencode(path), skip, times, partial))
+        self._armed = True
+
+    def heal(self):
+        """Call off all failures that `fail` has armed."""
+        self._injections.clear()
+        self._armed = False
+
+    def crash(self, keep=None):
+        """End all that uses these files: open handles are refused from now on, locks are free.
+
+        `keep` says what stays of what wasn't durable. None: nothing (power loss at its worst).
+        "all": everything, and it still isn't durable (the process was killed, the machine
+        lives on). A `random.Random`: it decides, per file: the unsynced operations up to a
+        moment, the next one torn; or each sector of 512 bytes as it was at a moment of its own;
+        and, per folder, how many of the names changed since its last sync, in order.
+        """
+        self._generation = (self._generation + 1) % GENERATION_COUNT
+        self._locks.clear()
+        self._free_slots = list(range(len(self._opened)))
+        for slot in range(len(self._opened)):
+            self._opened[slot] = None
+            self._contents[<Py_ssize_t>slot] = NULL
+        if keep == "all":
+            return
+        kept = {}
+        for folder in sorted({folder for folder, _ in self._unsynced_names}):
+            changes = sum(1 for other, _ in self._unsynced_names if other == folder)
+            kept[folder] = keep.randrange(changes + 1) if keep is not None else 0
+        lost = []
+        for folder, before in self._unsynced_names:
+            if kept[folder]:
+                kept[folder] -= 1
+            else:
+                lost.append(before)
+        for before in reversed(lost):
+            self._restore_names(before)
+        self._unsynced_names.clear()
+        for name in sorted(self._names):
+            (<_MemoryFile>self._names[name]).crash(keep)
