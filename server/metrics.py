@@ -1,0 +1,260 @@
+"""A node's figures in the Prometheus text format, computed when they are scraped.
+
+Nothing is counted here: the tables name figures that the parts of a node count for their own
+use. A figure that a part doesn't give (as a store that measures no syncs) is left out of the
+answer, never shown as 0. `docs/metrics.md` lists the same names; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, Protocol
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+__all__ = ["CONTENT_TYPE", "FAMILIES", "Family", "MeasuredNode", "render"]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class MeasuredStore(Protocol):
+    """The part of `everwrite.Store` that is measured."""
+
+    def statistics(self) -> Mapping[str, int]: ...
+
+
+class MeasuredFrontend(Protocol):
+    """The part of the Redis frontend that is measured."""
+
+    def statistics(self) -> Mapping[str, Any]: ...
+    def latency(self) -> tuple[Sequence[float], Mapping[str, Sequence[int]]]: ...
+
+
+class MeasuredNode(Protocol):
+    """The part of a node that is measured."""
+
+    @property
+    def store(self) -> MeasuredStore: ...
+    @property
+    def frontend(self) -> MeasuredFrontend: ...
+    def status(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric: its name without `_total`, its type, what it says, and its labels."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+    def metric(self) -> Metric:
+        """An empty metric to add samples to."""
+        return Metric(self.name, self.help, self.kind)
+
+    @property
+    def sample(self) -> str:
+        """The name that the samples have."""
+        return f"{self.name}_total" if self.kind == "counter" else self.name
+
+
+def _gauge(name: str, text: str, *labels: str) -> Family:
+    return Family(f"everwrite_{name}", "gauge", text, labels)
+
+
+def _counter(name: str, text: str, *labels: str) -> Family:
+    return Family(f"everwrite_{name}", "counter", text, labels)
+
+
+_PEER = ("region", "node")
+
+BUILD = _gauge("build_info", "Always 1; the labels say what runs.", "version", "python", "region", "node")
+UPTIME = _gauge("uptime_seconds", "Seconds since the node started.")
+COMMANDS = _counter("commands", "Redis commands executed, by command.", "command")
+LATENCY = Family(
+    "everwrite_command_duration_seconds",
+    "histogram",
+    "Time from a command's arrival in the tick to its answer being ready, by command family.",
+    ("family",),
+)
+CONFLICTS = _counter(
+    "conflicts_resolved",
+    "Concurrent updates that were merged, by kind: lww (a register's older write lost), type (written as two types), "
+    "add_remove (an element was added and removed).",
+    "kind",
+)
+PEER_ERRORS = _counter(
+    "replication_errors",
+    "Connections refused or broken off, by peer and cause (clock_drift, wrong_cluster, illegal_message and others).",
+    *_PEER,
+    "cause",
+)
+
+# What `Store.statistics()` calls a figure.
+STORE: Final[Mapping[str, Family]] = {
+    "keys": _gauge("keys", "Live keys."),
+    "log_bytes": _gauge("wal_bytes", "Size of the write-ahead log's files."),
+    "log_end": _counter("wal_written_bytes", "Bytes written to the write-ahead log since the store was made."),
+    "syncs": _counter("wal_fsyncs", "Times that the write-ahead log was synced to the device."),
+    "sync_microseconds": _counter("wal_fsync_seconds", "Time spent syncing the write-ahead log to the device."),
+    "memtable_bytes": _gauge("memtable_bytes", "Memory that the tables in memory hold."),
+    "tables": _gauge("tables", "Sorted table files."),
+    "table_bytes": _gauge("table_bytes", "Size of the sorted table files."),
+    "local_changes": _counter("local_changes", "Changes that this node's clients made."),
+    "applied_changes": _counter("applied_changes", "Changes of other nodes that were applied."),
+    "pulls": _counter("state_pulls", "Whole keys fetched because a change built on what was not here."),
+}
+_CONFLICT_PREFIX = "conflicts_"
+# Figures kept in another unit than the metric's, and what they are multiplied by.
+_SCALE: Final[Mapping[str, float]] = {"sync_microseconds": 1e-6}
+
+# What `Frontend.statistics()` calls a figure.
+FRONTEND: Final[Mapping[str, Family]] = {
+    "connected_clients": _gauge("redis_clients", "Redis clients connected."),
+    "total_connections_received": _counter("redis_connections", "Redis connections accepted."),
+    "total_net_input_bytes": _counter("redis_received_bytes", "Bytes received from Redis clients."),
+    "total_net_output_bytes": _counter("redis_sent_bytes", "Bytes sent to Redis clients."),
+}
+
+# What a peer in `Node.status()` calls a figure.
+PEER: Final[Mapping[str, Family]] = {
+    "sending": _gauge("replication_sending", "1 while the peer receives this node's log, else 0.", *_PEER),
+    "receiving": _gauge("replication_receiving", "1 while this node receives the peer's log, else 0.", *_PEER),
+    "resyncing": _gauge("replication_resyncing", "1 while whole states are sent because the log was cut.", *_PEER),
+    "lag_seconds": _gauge(
+        "replication_lag_seconds", "Age of the oldest change that the peer hasn't acknowledged; 0 if none.", *_PEER
+    ),
+    "lag_changes": _gauge("replication_lag_changes", "Changes that the peer hasn't acknowledged.", *_PEER),
+    "acked": _gauge(
+        "replication_acked_timestamp_seconds",
+        "The high watermark: time of this node's newest change that the peer holds, in Unix time.",
+        *_PEER,
+    ),
+    "receive_lag_seconds": _gauge(
+        "replication_receive_lag_seconds", "How far this node's copy of the peer's log is behind.", *_PEER
+    ),
+    "receive_lag_changes": _gauge(
+        "replication_receive_lag_changes", "Changes that the peer has yet to send to this node.", *_PEER
+    ),
+    "unacked_bytes": _gauge("replication_unacked_bytes", "Bytes sent to the peer and not acknowledged.", *_PEER),
+    "connections": _counter("replication_connections", "Connections made with the peer.", *_PEER),
+    "sent_bytes": _counter("replication_sent_bytes", "Bytes sent to the peer.", *_PEER),
+    "sent_batches": _counter("replication_sent_batches", "Batches sent to the peer.", *_PEER),
+    "sent_changes": _counter("replication_sent_changes", "Changes sent to the peer.", *_PEER),
+    "sent_resyncs": _counter("replication_sent_resyncs", "Resyncs that the peer needed.", *_PEER),
+    "sent_pulls_served": _counter("replication_pulls_served", "Whole keys that the peer fetched.", *_PEER),
+    "received_bytes": _counter("replication_received_bytes", "Bytes received from the peer.", *_PEER),
+    "received_batches": _counter("replication_received_batches", "Batches received from the peer.", *_PEER),
+    "received_changes": _counter("replication_received_changes", "Changes received from the peer.", *_PEER),
+    "received_resyncs": _counter("replication_received_resyncs", "Resyncs that this node needed.", *_PEER),
+    "received_pulls": _counter("replication_pulls", "Whole keys fetched from the peer.", *_PEER),
+}
+
+FAMILIES: Final[tuple[Family, ...]] = (
+    BUILD,
+    UPTIME,
+    COMMANDS,
+    LATENCY,
+    *FRONTEND.values(),
+    *STORE.values(),
+    CONFLICTS,
+    *PEER.values(),
+    PEER_ERRORS,
+)
+
+
+def render(node: MeasuredNode) -> bytes:
+    """The answer to a scrape, of the type `CONTENT_TYPE`."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_NodeCollector(node))
+    # The process's own figures have names that every dashboard knows: process_cpu_seconds_total and so on.
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+class _NodeCollector(Collector):
+    def __init__(self, node: MeasuredNode) -> None:
+        self.node = node
+
+    def collect(self) -> Iterator[Metric]:
+        status = self.node.status()
+        yield from _node(status)
+        yield from _frontend(self.node.frontend)
+        yield from _store(self.node.store.statistics())
+        yield from _peers(status["peers"])
+
+
+def _node(status: Mapping[str, Any]) -> Iterator[Metric]:
+    build = BUILD.metric()
+    labels = {
+        "version": _version(),
+        "python": platform.python_version(),
+        "region": status["region"],
+        "node": status["node"],
+    }
+    build.add_sample(BUILD.sample, labels, 1)
+    yield build
+    yield from _plain({"uptime_seconds": UPTIME}, status)
+
+
+def _frontend(frontend: MeasuredFrontend) -> Iterator[Metric]:
+    figures = frontend.statistics()
+    yield from _plain(FRONTEND, figures)
+    yield from _labelled(COMMANDS, (((command,), count) for command, count in figures.get("commands", {}).items()))
+    bounds, families = frontend.latency()
+    histogram = HistogramMetricFamily(LATENCY.name, LATENCY.help, labels=LATENCY.labels)
+    for family, counts in families.items():
+        buckets = []
+        total = 0
+        for bound, count in zip([*bounds, float("inf")], counts, strict=True):
+            total += count
+            buckets.append(("+Inf" if bound == float("inf") else repr(bound), total))
+        histogram.add_metric([family], buckets, sum_value=None)
+    yield histogram
+
+
+def _store(figures: Mapping[str, int]) -> Iterator[Metric]:
+    yield from _plain(STORE, figures)
+    conflicts = [(name, count) for name, count in figures.items() if name.startswith(_CONFLICT_PREFIX)]
+    yield from _labelled(CONFLICTS, (((name.removeprefix(_CONFLICT_PREFIX),), count) for name, count in conflicts))
+
+
+def _peers(peers: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
+    named = [((peer["region"], peer["node"] or ""), peer) for peer in peers]
+    for name, family in PEER.items():
+        samples = ((labels, peer[name]) for labels, peer in named if peer.get(name) is not None)
+        if name == "acked":
+            # A hybrid timestamp has its wall-clock milliseconds above 16 bits of counter.
+            samples = ((labels, (timestamp >> 16) / 1000) for labels, timestamp in samples)
+        yield from _labelled(family, samples)
+    errors = (((*labels, cause), count) for labels, peer in named for cause, count in peer["errors"].items())
+    yield from _labelled(PEER_ERRORS, errors)
+
+
+def _plain(families: Mapping[str, Family], figures: Mapping[str, Any]) -> Iterator[Metric]:
+    for name, family in families.items():
+        if figures.get(name) is not None:
+            yield from _labelled(family, [((), figures[name] * _SCALE.get(name, 1))])
+
+
+def _labelled(family: Family, samples: Iterable[tuple[tuple[str, ...], float]]) -> Iterator[Metric]:
+    metric = family.metric()
+    for labels, value in samples:
+        metric.add_sample(family.sample, dict(zip(family.labels, labels, strict=True)), float(value))
+    yield metric
+
+
+def _version() -> str:
+    try:
+        return version("everwrite")
+    except PackageNotFoundError:
+        # Run from a source tree that isn't installed.
+        return "unknown"

@@ -1,0 +1,134 @@
+"""A node that has no engine below it: a dictionary with the store's interface, and fixed figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from everwrite.errors import StorageError, WrongTypeError
+
+
+class FakeStore:
+    """Registers in a dictionary; keys that start with `set:` hold a set."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.ttls_ms: dict[bytes, int | None] = {}
+        self.failure: Exception | None = None
+
+    def __getitem__(self, key: bytes, /) -> bytes:
+        self._check(key)
+        return self.values[key]
+
+    def __delitem__(self, key: bytes, /) -> None:
+        self._check(b"")
+        del self.values[key]
+
+    def _check(self, key: bytes) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if key.startswith(b"set:"):
+            raise WrongTypeError(f"the key {key!r} holds a set")
+
+    def put(self, key: bytes, value: bytes, *, ttl_ms: int | None = None) -> None:
+        self._check(b"")
+        self.values[key] = value
+        self.ttls_ms[key] = ttl_ms
+
+    def why(self, key: bytes, /) -> dict[str, Any]:
+        origin, timestamp = 0xABCDEF0123450001, (1_700_000_000_000 << 16) | 5
+        dot = {"origin": origin, "timestamp": timestamp, "physical_ms": 1_700_000_000_000, "logical": 5}
+        return {
+            "key": key,
+            "type": "set" if key.startswith(b"set:") else "string",
+            "value": b"\xff" * (5000 if key == b"long" else 1),
+            "visible": dot,
+            "context": {origin: timestamp, 2: 3},
+            "rule": "the only write",
+            "lost": [dict(dot, origin=2)],
+            "expires_at_ms": None,
+            "substates": {},
+        }
+
+    def statistics(self) -> Mapping[str, int]:
+        return {
+            "keys": 7,
+            "log_bytes": 4096,
+            "log_end": 5000,
+            "syncs": 11,
+            "memtable_bytes": 300,
+            "tables": 2,
+            "table_bytes": 900,
+            "local_changes": 20,
+            "applied_changes": 30,
+            "pulls": 1,
+            "conflicts_lww": 3,
+            "conflicts_type": 0,
+            "conflicts_add_remove": 4,
+            "something_new": 1,
+        }
+
+
+class FakeFrontend:
+    """Figures of a frontend that has served a few commands."""
+
+    def statistics(self) -> Mapping[str, Any]:
+        return {
+            "connected_clients": 3,
+            "total_connections_received": 5,
+            "total_net_input_bytes": 100,
+            "total_net_output_bytes": 200,
+            "commands": {"get": 8, "set": 2},
+        }
+
+    def latency(self) -> tuple[Sequence[float], Mapping[str, Sequence[int]]]:
+        return [0.001, 0.01], {"read": [5, 2, 1], "write": [0, 2, 0]}
+
+
+def fake_peer(**changes: Any) -> dict[str, Any]:
+    """A connected peer, as `Node.status()` shows it."""
+    return {
+        "region": "eu-west",
+        "node": "eu-west-0",
+        "sending": True,
+        "receiving": True,
+        "resyncing": False,
+        "lag_seconds": 0.25,
+        "lag_changes": 12,
+        "acked": (1_700_000_000_500 << 16) | 3,
+        "receive_lag_seconds": 0.1,
+        "receive_lag_changes": 0,
+        "unacked_bytes": 100,
+        "connections": 2,
+        "errors": {"clock_drift": 1},
+        "sent_bytes": 1000,
+        "sent_batches": 10,
+        "received_bytes": 2000,
+        "received_pulls": 1,
+    } | changes
+
+
+class FakeNode:
+    """A node around the two; `written` counts what replication was told."""
+
+    def __init__(self) -> None:
+        self.store = FakeStore()
+        self.frontend = FakeFrontend()
+        self.reasons: list[str] = []
+        self.peers = [fake_peer()]
+        self.written = 0
+
+    def ready_reasons(self) -> list[str]:
+        return self.reasons
+
+    def notify_write(self) -> None:
+        self.written += 1
+
+    def origin_names(self) -> Mapping[int, tuple[str, str]]:
+        return {0xABCDEF0123450001: ("us-east", "us-east-0")}
+
+    def status(self) -> dict[str, Any]:
+        return {"region": "us-east", "node": "us-east-0", "state": "ready", "uptime_seconds": 1.5, "peers": self.peers}
+
+
+DISK_ERROR = StorageError("the disk said no")

@@ -1,0 +1,221 @@
+"""The HTTP interface, through the adapter: what each route answers, and that its page tells no other story."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+import pytest
+from everwrite.server.http_app import BODIES_BYTES_MAX, KEY_BYTES_MAX, TTL_SECONDS_MAX, VALUE_BYTES_MAX, make_app
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fake_node import DISK_ERROR, FakeNode
+from tests.http_support import headers_of, parse, serve_bytes
+from tests.support import ROOT
+
+
+def raw(node: FakeNode, method: str, target: str, body: bytes | None = None) -> tuple[int, dict[bytes, bytes], bytes]:
+    """Status, headers and body of one request."""
+    head = f"{method} {target} HTTP/1.1\r\nHost: x\r\n".encode()
+    if body is not None:
+        head += b"Content-Length: %d\r\n" % len(body)
+    output = serve_bytes(make_app(node), [head + b"\r\n" + (body or b"")])
+    [(response, content)] = parse(output, [method.encode()])
+    return response.status_code, headers_of(response), content
+
+
+def call(node: FakeNode, method: str, target: str, body: bytes | None = None) -> tuple[int, Any]:
+    """Status and JSON of one request; None for an empty answer."""
+    status, headers, content = raw(node, method, target, body)
+    if not content:
+        return status, None
+    assert headers[b"content-type"] == b"application/json"
+    return status, json.loads(content)
+
+
+def error(node: FakeNode, method: str, target: str, body: bytes | None = None) -> tuple[int, str, str]:
+    """Status, code and message of a request that fails."""
+    status, answer = call(node, method, target, body)
+    assert set(answer) == {"error"}
+    return status, answer["error"]["code"], answer["error"]["message"]
+
+
+def test_a_value_comes_back_as_it_was_put() -> None:
+    node = FakeNode()
+    value = bytes(range(256))
+    assert call(node, "PUT", "/v1/keys/a", value) == (204, None)
+    status, headers, content = raw(node, "GET", "/v1/keys/a")
+    assert (status, content) == (200, value)
+    assert headers[b"content-type"] == b"application/octet-stream"
+    assert node.written == 1
+
+
+def test_head_has_the_length_and_no_value() -> None:
+    node = FakeNode()
+    node.store.values[b"a"] = b"12345"
+    status, headers, content = raw(node, "HEAD", "/v1/keys/a")
+    assert (status, headers[b"content-length"], content) == (200, b"5", b"")
+    assert raw(node, "HEAD", "/v1/keys/b")[0] == 404
+
+
+@given(key=st.binary(max_size=40), lower=st.booleans())
+def test_any_key_has_an_encoded_name(key: bytes, lower: bool) -> None:
+    node = FakeNode()
+    name = quote_from_bytes(key, safe="")
+    if lower:
+        name = re.sub("%..", lambda match: match.group().lower(), name)
+    assert call(node, "PUT", f"/v1/keys/{name}", b"v") == (204, None)
+    assert node.store.values == {key: b"v"}
+
+
+def test_a_key_may_look_like_a_route() -> None:
+    node = FakeNode()
+    for name, key in [("a%2Fwhy", b"a/why"), ("", b""), ("why", b"why"), ("%2e%2e", b".."), ("a+b", b"a+b")]:
+        assert call(node, "PUT", f"/v1/keys/{name}", key) == (204, None)
+        assert raw(node, "GET", f"/v1/keys/{name}")[2] == key
+        assert node.store.values[key] == key
+
+
+def test_missing_keys_are_not_found() -> None:
+    assert error(FakeNode(), "GET", "/v1/keys/a") == (404, "not_found", "there is no such key")
+
+
+def test_collections_are_refused_by_name() -> None:
+    status, answer = call(FakeNode(), "GET", "/v1/keys/set:a")
+    assert status == 409
+    assert answer["error"]["code"] == "wrong_type"
+    assert answer["error"]["type"] == "set"
+    assert "set" in answer["error"]["message"]
+
+
+def test_delete_answers_the_same_whether_or_not_the_key_was_here() -> None:
+    node = FakeNode()
+    node.store.values[b"a"] = b"1"
+    assert call(node, "DELETE", "/v1/keys/a") == (204, None)
+    assert call(node, "DELETE", "/v1/keys/a") == (204, None)
+    assert node.store.values == {}
+    assert node.written == 1
+
+
+@pytest.mark.parametrize("ttl", ["1", "60", "0060", str(TTL_SECONDS_MAX)])
+def test_ttl_is_in_seconds(ttl: str) -> None:
+    node = FakeNode()
+    assert call(node, "PUT", f"/v1/keys/a?ttl={ttl}", b"v") == (204, None)
+    assert node.store.ttls_ms == {b"a": int(ttl) * 1000}
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["ttl=", "ttl=0", "ttl=-1", "ttl=1.5", "ttl=x", f"ttl={TTL_SECONDS_MAX + 1}", "ttl=1&ttl=2", "tll=1", "ttl=9" * 50],
+)
+def test_a_wrong_ttl_writes_nothing(query: str) -> None:
+    node = FakeNode()
+    status, code, message = error(node, "PUT", f"/v1/keys/a?{query}", b"v")
+    assert (status, code) == (400, "bad_request")
+    assert "ttl" in message
+    assert node.store.values == {}
+    assert node.written == 0
+
+
+@pytest.mark.parametrize("name", ["%", "%1", "a%zz", "%2"])
+def test_broken_encodings_are_refused(name: str) -> None:
+    assert error(FakeNode(), "GET", f"/v1/keys/{name}")[:2] == (400, "bad_request")
+
+
+def test_limits_of_keys_and_values() -> None:
+    node = FakeNode()
+    assert call(node, "PUT", "/v1/keys/" + "%00" * KEY_BYTES_MAX, b"v") == (204, None)
+    assert error(node, "PUT", "/v1/keys/" + "k" * (KEY_BYTES_MAX + 1), b"v")[:2] == (414, "key_too_long")
+    head = b"PUT /v1/keys/a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (VALUE_BYTES_MAX + 1)
+    [(response, _)] = parse(serve_bytes(make_app(node), [head]), [b"PUT"])
+    assert response.status_code == 413
+
+
+def test_the_bodies_under_way_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = FakeNode()
+    monkeypatch.setattr("everwrite.server.http_app.BODIES_BYTES_MAX", 1000)
+    assert error(node, "PUT", "/v1/keys/a", b"x" * 1001)[:2] == (503, "overloaded")
+    assert call(node, "PUT", "/v1/keys/a", b"x" * 1000) == (204, None)
+    app = make_app(node)
+    request = b"PUT /v1/keys/a HTTP/1.1\r\nHost: x\r\nContent-Length: 900\r\n\r\n"
+    # The budget is given back: by a finished body, a refused one and a broken one alike.
+    for pieces in ([request + b"x" * 900], [request + b"x" * 800], [request + b"x" * 900]):
+        output = serve_bytes(app, pieces)
+    assert output.startswith(b"HTTP/1.1 204")
+    assert BODIES_BYTES_MAX >= VALUE_BYTES_MAX
+
+
+def test_unknown_routes_and_methods_are_json_errors() -> None:
+    node = FakeNode()
+    for target in ("/", "/v1", "/v1/keys", "/v1/status/", "/v2/keys/a", "/livez/x"):
+        assert error(node, "GET", target)[:2] == (404, "not_found")
+    assert "%2F" in error(node, "GET", "/v1/keys/a/b")[2]
+    assert error(node, "POST", "/v1/keys/a", b"v")[:2] == (405, "method_not_allowed")
+    assert error(node, "POST", "/metrics")[:2] == (405, "method_not_allowed")
+    allowed = raw(node, "POST", "/v1/keys/a", b"v")[1][b"allow"].split(b", ")
+    assert sorted(allowed) == [b"DELETE", b"GET", b"HEAD", b"PUT"]
+
+
+def test_a_failed_store_is_unavailable() -> None:
+    node = FakeNode()
+    node.store.failure = DISK_ERROR
+    for method, body in (("GET", None), ("PUT", b"v"), ("DELETE", None)):
+        assert error(node, method, "/v1/keys/a", body) == (503, "unavailable", "the disk said no")
+    assert node.written == 0
+
+
+def test_an_unexpected_failure_is_a_500_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    node = FakeNode()
+    node.store.failure = ZeroDivisionError("on purpose")
+    status, code, message = error(node, "GET", "/v1/keys/a")
+    assert (status, code) == (500, "internal_error")
+    assert "purpose" not in message
+    assert "on purpose" in caplog.text
+
+
+def test_health() -> None:
+    node = FakeNode()
+    assert call(node, "GET", "/livez") == (200, {"live": True})
+    assert call(node, "GET", "/readyz") == (200, {"ready": True, "reasons": []})
+    node.reasons = ["the log can't be written"]
+    assert call(node, "GET", "/readyz") == (503, {"ready": False, "reasons": ["the log can't be written"]})
+    assert call(node, "GET", "/livez") == (200, {"live": True})
+
+
+def test_status_and_metrics() -> None:
+    node = FakeNode()
+    assert call(node, "GET", "/v1/status") == (200, node.status())
+    status, headers, content = raw(node, "GET", "/metrics")
+    assert status == 200
+    assert headers[b"content-type"].startswith(b"text/plain")
+    assert b"\neverwrite_keys 7.0\n" in content
+
+
+def test_why_names_regions_and_keeps_all_64_bits() -> None:
+    status, why = call(FakeNode(), "GET", "/v1/keys/a%2F%FF/why")
+    assert status == 200
+    assert why["key"] == {"base64": "YS//"}
+    assert why["value"] == {"base64": "/w=="}
+    named = {"origin": "abcdef0123450001", "region": "us-east", "node": "us-east-0"}
+    timestamp = str((1_700_000_000_000 << 16) | 5)
+    assert why["visible"] == named | {"timestamp": timestamp, "physical_ms": 1_700_000_000_000, "logical": 5}
+    assert why["context"] == [named | {"timestamp": timestamp}, {"origin": "0000000000000002", "timestamp": "3"}]
+    assert why["lost"][0]["origin"] == "0000000000000002"
+    assert call(FakeNode(), "GET", "/v1/keys/text/why")[1]["key"] == {"text": "text"}
+    assert call(FakeNode(), "GET", "/v1/keys/long/why")[1]["value"] == {"bytes": 5000}
+
+
+def test_the_page_lists_every_route_and_error_code() -> None:
+    page = (ROOT / "docs" / "protocols" / "http.md").read_text(encoding="utf-8")
+    sources = [(ROOT / "server" / name).read_text(encoding="utf-8") for name in ("http_app.py", "http_adapter.py")]
+    routes = set(re.findall(r'Route\("([^"]+)"', sources[0]))
+    assert {route.replace(":segment", "") for route in routes} == set(
+        re.findall(r"^## `(?:[A-Z, ]+) (/\S+)`", page, re.MULTILINE)
+    )
+    codes = set(re.findall(r'(?:_Refused\(\d+|_error\(\d+|^    \d+:),? "(\w+)"', "\n".join(sources), re.MULTILINE))
+    assert codes == set(re.findall(r"^\| \d+ \| `(\w+)` \|", page, re.MULTILINE))
+    for limit in (str(TTL_SECONDS_MAX), "64 KiB", "64 MiB"):
+        assert limit in page

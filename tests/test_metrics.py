@@ -1,0 +1,112 @@
+"""The scrape's answer, read by Prometheus's own parser, against the node's figures and the page."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from everwrite.server.metrics import FAMILIES, render
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.fake_node import FakeNode, fake_peer
+from tests.support import ROOT
+
+PEER = {"region": "eu-west", "node": "eu-west-0"}
+
+
+def scrape(node: FakeNode) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every sample by name and labels; a sample that appears twice is an error."""
+    samples = {}
+    for family in text_string_to_metric_families(render(node).decode()):
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            assert key not in samples
+            samples[key] = sample.value
+    return samples
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "value"),
+    [
+        ("everwrite_uptime_seconds", {}, 1.5),
+        ("everwrite_keys", {}, 7),
+        ("everwrite_wal_bytes", {}, 4096),
+        ("everwrite_wal_fsyncs_total", {}, 11),
+        ("everwrite_tables", {}, 2),
+        ("everwrite_commands_total", {"command": "get"}, 8),
+        ("everwrite_redis_clients", {}, 3),
+        ("everwrite_conflicts_resolved_total", {"kind": "lww"}, 3),
+        ("everwrite_conflicts_resolved_total", {"kind": "add_remove"}, 4),
+        ("everwrite_command_duration_seconds_bucket", {"family": "read", "le": "0.001"}, 5),
+        ("everwrite_command_duration_seconds_bucket", {"family": "read", "le": "0.01"}, 7),
+        ("everwrite_command_duration_seconds_bucket", {"family": "read", "le": "+Inf"}, 8),
+        ("everwrite_command_duration_seconds_bucket", {"family": "write", "le": "0.001"}, 0),
+        ("everwrite_replication_lag_seconds", PEER, 0.25),
+        ("everwrite_replication_lag_changes", PEER, 12),
+        ("everwrite_replication_sending", PEER, 1),
+        ("everwrite_replication_acked_timestamp_seconds", PEER, 1_700_000_000.5),
+        ("everwrite_replication_received_bytes_total", PEER, 2000),
+        ("everwrite_replication_pulls_total", PEER, 1),
+        ("everwrite_replication_errors_total", PEER | {"cause": "clock_drift"}, 1),
+    ],
+)
+def test_figures_appear_under_their_names(name: str, labels: dict[str, str], value: float) -> None:
+    assert scrape(FakeNode())[(name, frozenset(labels.items()))] == value
+
+
+def test_build_info_names_the_node() -> None:
+    [labels] = [dict(labels) for name, labels in scrape(FakeNode()) if name == "everwrite_build_info"]
+    assert (labels["region"], labels["node"]) == ("us-east", "us-east-0")
+
+
+def test_unknown_figures_are_left_out() -> None:
+    node = FakeNode()
+    node.peers = [fake_peer(receive_lag_seconds=None, lag_changes=None)]
+    names = {name for name, _ in scrape(node)}
+    assert "everwrite_replication_receive_lag_seconds" not in names
+    assert "everwrite_replication_lag_changes" not in names
+    assert "everwrite_wal_fsync_seconds_total" not in names
+    assert "everwrite_replication_lag_seconds" in names
+
+
+def test_each_peer_has_its_samples() -> None:
+    node = FakeNode()
+    node.peers = [fake_peer(), fake_peer(region="apac", node=None, lag_seconds=9.0)]
+    lags = {labels: value for (name, labels), value in scrape(node).items() if name.endswith("replication_lag_seconds")}
+    assert lags == {
+        frozenset(PEER.items()): 0.25,
+        frozenset({("region", "apac"), ("node", "")}): 9.0,
+    }
+
+
+def test_the_processes_own_figures_are_there() -> None:
+    samples = scrape(FakeNode())
+    assert samples[("process_resident_memory_bytes", frozenset())] > 0
+
+
+def test_every_sample_is_a_number_and_of_a_listed_family() -> None:
+    known = {family.sample for family in FAMILIES}
+    for (name, _), value in scrape(FakeNode()).items():
+        assert not math.isnan(value)
+        assert name.startswith("process_") or re.sub("_(bucket|count|sum)$", "", name) in known
+
+
+def test_names_follow_the_conventions() -> None:
+    names = [family.name for family in FAMILIES]
+    assert len(set(names)) == len(names)
+    for family in FAMILIES:
+        assert re.fullmatch(r"everwrite_[a-z_]+", family.name)
+        assert not re.search("_(ms|micros|milliseconds|microseconds|kb|total)$", family.name)
+        assert family.help.endswith(".")
+
+
+def test_the_page_lists_exactly_the_metrics() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(everwrite_\w+)` \| (\w+) \| ([^|]*) \| (.*) \|$", page, re.MULTILINE)
+    shown = {name: (kind, labels.strip(), text) for name, kind, labels, text in rows}
+    expected = {
+        family.sample: (family.kind, ", ".join(f"`{label}`" for label in family.labels), family.help)
+        for family in FAMILIES
+    }
+    assert shown == expected
