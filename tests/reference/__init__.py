@@ -1,0 +1,1 @@
+"""Slow twins in plain Python that say what the native code must answer."""

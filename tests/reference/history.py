@@ -1,0 +1,33 @@
+"""Who has seen which effect: the bookkeeping that feeds the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tests.reference.oracle import Effect, View, stamp, view
+from tests.reference.vocabulary import Dot, Vector, covers
+
+
+@dataclass(slots=True)
+class History:
+    """Every effect that was ever issued, by key and dot."""
+
+    effects: dict[bytes, dict[Dot, Effect]] = field(default_factory=dict)
+
+    def of_key(self, key: bytes) -> dict[Dot, Effect]:
+        return self.effects.setdefault(key, {})
+
+    def covered(self, key: bytes, applied: Vector, extra: frozenset[Dot] = frozenset()) -> list[Effect]:
+        """The effects on the key that a vector covers, and those named in `extra`."""
+        return [e for dot, e in self.of_key(key).items() if covers(applied, dot) or dot in extra]
+
+    def record(self, draft: Effect, seen: list[Effect], dot: Dot) -> None:
+        """Enter the effect of an operation that was answered."""
+        known = self.of_key(draft.key)
+        assert dot not in known, f"{dot} was issued twice"
+        assert all(effect.dot.timestamp < dot.timestamp for effect in seen), f"{dot} isn't newer than what it observed"
+        known[dot] = stamp(draft, dot, seen)
+
+    def final(self, key: bytes, applied: Vector) -> View:
+        """What every replica must show for the key in the end, when `applied` is what any of them has applied."""
+        return view(self.covered(key, applied))

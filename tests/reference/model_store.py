@@ -1,0 +1,403 @@
+"""A store over the model: operations, a log, batches between stores, crashes. The engine's twin, in memory."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from everwrite.errors import ClockDriftError, GapError, ProtocolError
+
+from tests.reference.model import (
+    NEVER,
+    Delta,
+    Element,
+    KeyState,
+    Part,
+    Row,
+    apply_delta,
+    join,
+    merge_vectors,
+    number_shown,
+    number_total,
+)
+from tests.reference.vocabulary import (
+    INT64_MAX,
+    INT64_MIN,
+    LOGICAL_BITS,
+    Dot,
+    Kind,
+    Reading,
+    Refusal,
+    Reply,
+    Request,
+    Vector,
+    Verb,
+    covers,
+)
+
+ALL_KINDS = frozenset(Kind)
+KIND_OF = {
+    Verb.GET: Kind.STRING,
+    Verb.INCREMENT: Kind.STRING,
+    Verb.ADD: Kind.SET,
+    Verb.REMOVE: Kind.SET,
+    Verb.FIELD_SET: Kind.MAP,
+    Verb.FIELD_REMOVE: Kind.MAP,
+    Verb.FIELD_INCREMENT: Kind.MAP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A key whose whole state the receiver must fetch before it can apply the change with this dot."""
+
+    key: bytes
+    origin: int
+    timestamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A log record: a change, and the pulled state that was joined in its place, if any."""
+
+    delta: Delta
+    state: KeyState | None = None
+
+
+@dataclass(slots=True)
+class ModelStore:
+    """One replica. `now_ms` is its wall clock; `synced` is how many log records a crash can't take."""
+
+    store_id: int
+    incarnation: int = 1
+    now_ms: int = 0
+    max_clock_drift_ms: int = 500
+    keys: dict[bytes, KeyState] = field(default_factory=dict)
+    applied: Vector = field(default_factory=dict)
+    log: list[Record] = field(default_factory=list)
+    synced: int = 0
+    clock: int = 0  # the newest timestamp issued or seen
+    supplied: dict[tuple[bytes, Dot], KeyState] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> int:
+        return self.store_id << LOGICAL_BITS | self.incarnation
+
+    @property
+    def last_timestamp(self) -> int:
+        return self.applied.get(self.origin, 0)
+
+    # Reading.
+
+    def state(self, key: bytes) -> KeyState:
+        return self.keys.setdefault(key, KeyState())
+
+    def deadline_of(self, state: KeyState) -> int:
+        """The effective deadline; 0: none."""
+        dot, deadline_ms = state.deadline
+        return deadline_ms if dot >= state.register[0] else 0
+
+    def alive(self, state: KeyState) -> dict[Kind, Dot]:
+        """The newest dot of each kind that has anything alive."""
+        found = {}
+        register_dot = state.register[0] if state.register[1] is not None else NEVER
+        if state.counter.alive or register_dot != NEVER:
+            found[Kind.STRING] = max(register_dot, state.counter.newest)
+        for kind in (Kind.SET, Kind.MAP):
+            if any(state.of_kind(kind)):
+                found[kind] = state.newest[kind]
+        return found
+
+    def visible(self, state: KeyState) -> Kind | None:
+        alive = self.alive(state)
+        if not alive or 0 < self.deadline_of(state) <= self.now_ms:
+            return None
+        return max(alive, key=lambda kind: alive[kind])
+
+    def reading(self, key: bytes) -> Reading:
+        state = self.keys.get(key, KeyState())
+        match self.visible(state):
+            case None:
+                return None
+            case Kind.STRING:
+                return Kind.STRING, number_shown(state.register[1], state.register[0], state.counter)
+            case Kind.SET:
+                return Kind.SET, frozenset(name for name, _ in state.of_kind(Kind.SET))
+            case _:
+                shown = [(name, number_shown(*winner(e), e.counter)) for name, e in state.of_kind(Kind.MAP)]
+                return Kind.MAP, tuple(sorted(shown))
+
+    # Writing.
+
+    def tick(self) -> Dot:
+        self.clock = max(self.clock + 1, self.now_ms << LOGICAL_BITS)
+        return Dot(self.clock, self.origin)
+
+    def emit(self, key: bytes, **change: Any) -> None:
+        """Log one change of this store and apply it."""
+        state = self.state(key)
+        delta = Delta(key, self.tick(), state.context.get(self.origin, 0), **change)
+        assert apply_delta(state, delta)
+        self.log.append(Record(delta))
+        self.applied[self.origin] = delta.dot.timestamp
+
+    def removals(self, state: KeyState, kinds: frozenset[Kind]) -> dict[str, Any]:
+        """What a change carries that removes everything it sees of the kinds."""
+        change: dict[str, Any] = {"parts": []}
+        if Kind.STRING in kinds:
+            change["floors"] = state.counter.floors()
+            if state.register[1] is not None:
+                change["ended"] = state.register[0]
+        collections = frozenset(kind for kind in kinds - {Kind.STRING} if any(state.of_kind(kind)))
+        if collections:
+            change["kinds"] = collections
+            change["cleared"] = dict(state.context)
+            change["parts"] = [
+                Part(entry, floors=element.counter.floors())
+                for entry, element in state.entries.items()
+                if entry[0] in collections and element.counter.alive
+            ]
+        return change
+
+    def over(self, state: KeyState) -> bool:
+        """Whether the key's life is over although something is left of it: parts, or a deadline."""
+        return self.visible(state) is None and self.deadline_of(state) != 0
+
+    def prepare(self, key: bytes, kind: Kind) -> dict[str, Any]:
+        """What a write of the kind removes: the key's old life, or what else it holds."""
+        state = self.state(key)
+        if self.over(state):
+            return {**self.removals(state, ALL_KINDS), "deadline_ms": 0}
+        return self.removals(state, ALL_KINDS - {kind})
+
+    def write_register(self, key: bytes, value: bytes | None, deadline_ms: int | None = None) -> None:
+        """SET, or a delete (None): removes everything that is there."""
+        change = self.removals(self.state(key), ALL_KINDS)
+        change.pop("ended", None)
+        self.emit(key, writes_register=True, register=value, deadline_ms=deadline_ms, **change)
+
+    def reap(self, key: bytes) -> bool:
+        """Remove what is left of a key that is past its deadline; whether there was anything."""
+        state = self.state(key)
+        if not self.alive(state) or self.visible(state) is not None:
+            return False
+        self.emit(key, deadline_ms=0, **self.removals(state, ALL_KINDS))
+        return True
+
+    def execute(self, request: Request) -> Reply:
+        """Run one operation: its answer, or why it is refused."""
+        visible = self.visible(self.state(request.key))
+        if visible is not None and KIND_OF.get(request.verb, visible) is not visible:
+            return Refusal.WRONG_TYPE
+        return getattr(self, f"do_{request.verb.value}")(request, visible is not None)
+
+    def do_get(self, request: Request, exists: bool) -> Reply:
+        state = self.state(request.key)
+        return number_shown(state.register[1], state.register[0], state.counter) if exists else None
+
+    def do_set(self, request: Request, exists: bool) -> Reply:
+        state = self.state(request.key)
+        deadline_ms = request.deadline_ms
+        if request.keep_deadline and exists:
+            deadline_ms = self.deadline_of(state)
+        self.write_register(request.key, request.values[0], deadline_ms or None)
+        return None
+
+    def do_delete(self, request: Request, exists: bool) -> Reply:
+        if exists:
+            self.write_register(request.key, None)
+        return int(exists)
+
+    def next_total(self, shown: int | None, row: Row, amount: int, exists: bool) -> tuple[int, int] | Refusal:
+        """What a counter shows after an increment, and this origin's running total; or why it is refused."""
+        if exists and shown is None:
+            return Refusal.NOT_AN_INTEGER
+        result = (shown or 0) + amount if exists else amount
+        own = row.live + amount if exists else amount
+        if not (INT64_MIN <= result <= INT64_MAX and INT64_MIN <= own <= INT64_MAX):
+            return Refusal.OVERFLOW
+        return result, row.total[1] + amount
+
+    def do_increment(self, request: Request, exists: bool) -> Reply:
+        state = self.state(request.key)
+        shown = number_total(state.register[1], state.register[0], state.counter)
+        outcome = self.next_total(shown, state.counter.row(self.origin), request.amount, exists)
+        if isinstance(outcome, Refusal):
+            return outcome
+        self.emit(request.key, total=outcome[1], **self.prepare(request.key, Kind.STRING))
+        return outcome[0]
+
+    def do_expire(self, request: Request, exists: bool) -> Reply:
+        if exists and request.deadline_ms <= self.now_ms:
+            self.write_register(request.key, None)
+        elif exists:
+            self.emit(request.key, deadline_ms=request.deadline_ms)
+        return int(exists)
+
+    def do_persist(self, request: Request, exists: bool) -> Reply:
+        if not exists or not self.deadline_of(self.state(request.key)):
+            return 0
+        self.emit(request.key, deadline_ms=0)
+        return 1
+
+    def change_entries(self, kind: Kind, request: Request, exists: bool, values: tuple[bytes | None, ...]) -> int:
+        """Write or remove (value None) each named element; how many were absent (or present, when removing)."""
+        state = self.state(request.key)
+        present = {name for name, _ in state.of_kind(kind)} if exists else set()
+        changed = 0
+        parts = []
+        for name, value in zip(request.names, values, strict=True):
+            changed += (name in present) is (value is None)
+            if value is not None or name in present:
+                element = state.entries.get((kind, name), Element())
+                parts.append(Part((kind, name), value, None, frozenset(element.dots), element.counter.floors()))
+        if parts:
+            change = self.prepare(request.key, kind)
+            change["parts"] += parts
+            self.emit(request.key, **change)
+        return changed
+
+    def do_add(self, request: Request, exists: bool) -> Reply:
+        return self.change_entries(Kind.SET, request, exists, (b"",) * len(request.names))
+
+    def do_remove(self, request: Request, exists: bool) -> Reply:
+        return self.change_entries(Kind.SET, request, exists, (None,) * len(request.names))
+
+    def do_field_set(self, request: Request, exists: bool) -> Reply:
+        return self.change_entries(Kind.MAP, request, exists, request.values)
+
+    def do_field_remove(self, request: Request, exists: bool) -> Reply:
+        return self.change_entries(Kind.MAP, request, exists, (None,) * len(request.names))
+
+    def do_field_increment(self, request: Request, exists: bool) -> Reply:
+        entry = (Kind.MAP, request.names[0])
+        element = self.state(request.key).entries.get(entry, Element())
+        shown = number_total(*winner(element), element.counter)
+        outcome = self.next_total(shown, element.counter.row(self.origin), request.amount, exists)
+        if isinstance(outcome, Refusal):
+            return outcome
+        change = self.prepare(request.key, Kind.MAP)
+        change["parts"].append(Part(entry, total=outcome[1]))
+        self.emit(request.key, **change)
+        return outcome[0]
+
+    # Replication.
+
+    def open_stream(self, since: Mapping[int, int], store_ids: Collection[int] | None = None) -> ModelStream:
+        return ModelStream(self, dict(since), store_ids)
+
+    def changes(self, since: Mapping[int, int]) -> Iterator[bytes]:
+        """All batches that a store lacks whose `applied` is `since`."""
+        stream = self.open_stream(since)
+        while (batch := stream.next_batch()) is not None:
+            yield batch
+
+    def check_drift(self, vector: Vector) -> None:
+        limit = (self.now_ms + self.max_clock_drift_ms + 1) << LOGICAL_BITS
+        for origin, timestamp in vector.items():
+            if timestamp >= limit:
+                raise ClockDriftError(f"{timestamp} of origin {origin:#x} is beyond {limit}")
+
+    def apply_batch(self, batch: bytes) -> Need | None:
+        """Apply in order; stops at a change that needs a pull and names it."""
+        base, records = pickle.loads(batch)
+        self.check_drift(merge_vectors({r.delta.dot.origin: r.delta.dot.timestamp} for r in records))
+        for origin, timestamp in base.items():
+            if self.applied.get(origin, 0) < timestamp:
+                raise GapError(origin, self.applied.get(origin, 0), timestamp)
+        for record in records:
+            need = self.receive(record)
+            if need is not None:
+                return need
+        return None
+
+    def receive(self, record: Record) -> Need | None:
+        """Apply a record of another store's log, unless it has been applied."""
+        delta = record.delta
+        if covers(self.applied, delta.dot):
+            return None
+        state = self.state(delta.key)
+        pulled = record.state or self.supplied.pop((delta.key, delta.dot), None)
+        if pulled is not None:
+            self.check_drift(pulled.context)
+            self.keys[delta.key] = join(state, pulled)
+        elif not apply_delta(state, delta):
+            return Need(delta.key, *reversed(delta.dot))
+        # Logged whole even when the key had it already: this log may give it back to an origin that lost it.
+        self.log.append(Record(delta, copy.deepcopy(pulled)))
+        self.applied[delta.dot.origin] = delta.dot.timestamp
+        seen = [delta.dot.timestamp, *(self.keys[delta.key].context.values() if pulled else ())]
+        self.clock = max(self.clock, *seen)
+        return None
+
+    def key_state(self, key: bytes) -> bytes:
+        """The whole state of a key. What it shows must survive here, so the log is synced first."""
+        self.commit()
+        return pickle.dumps(self.keys.get(key, KeyState()))
+
+    def supply_state(self, need: Need, state: bytes) -> None:
+        """Hand over what `apply_batch` asked for; it is joined when the batch is applied again."""
+        pulled = pickle.loads(state)
+        if pulled.context.get(need.origin, 0) < need.timestamp:
+            # The sender lost the change in a crash: to log this state under it would claim what nobody gave.
+            raise ProtocolError(f"the state of {need.key!r} doesn't include the change that it is to stand for")
+        self.check_drift(pulled.context)
+        self.supplied[need.key, Dot(need.timestamp, need.origin)] = pulled
+
+    # Durability.
+
+    def commit(self) -> None:
+        self.synced = len(self.log)
+
+    def restart(self, *, keep: int | None = None) -> None:
+        """Start again with the first `keep` records of the log (None: all, a clean stop).
+
+        After an unclean stop a new incarnation begins.
+        """
+        issued = self.clock
+        records = self.log if keep is None else self.log[:keep]
+        if keep is not None:
+            self.incarnation += 1
+        self.keys, self.applied, self.log, self.supplied = {}, {}, [], {}
+        for record in records:
+            assert self.receive(record) is None
+        self.commit()
+        self.clock = issued
+
+
+@dataclass(slots=True)
+class ModelStream:
+    """A cursor over a store's log for a receiver."""
+
+    store: ModelStore
+    sent: Vector
+    store_ids: Collection[int] | None = None
+    position: int = 0
+
+    def next_batch(self, max_changes: int = 100) -> bytes | None:
+        """The next batch, None when caught up."""
+        base: Vector = {}
+        records: list[Record] = []
+        while self.position < len(self.store.log) and len(records) < max_changes:
+            record = self.store.log[self.position]
+            dot = record.delta.dot
+            self.position += 1
+            if self.store_ids is not None and dot.origin >> LOGICAL_BITS not in self.store_ids:
+                continue
+            if covers(self.sent, dot):
+                continue
+            base.setdefault(dot.origin, self.sent.get(dot.origin, 0))
+            self.sent[dot.origin] = dot.timestamp
+            records.append(record)
+        return pickle.dumps((base, records)) if records else None
+
+
+def winner(element: Element) -> tuple[bytes | None, Dot]:
+    """The value that shows among a field's concurrent ones, and its dot."""
+    if not element.dots:
+        return None, NEVER
+    dot = max(element.dots)
+    return element.dots[dot], dot

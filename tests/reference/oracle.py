@@ -1,0 +1,396 @@
+"""The semantic specification: what a key holds, from the history of updates and what each had observed.
+
+Nothing here knows of states, joins, deltas or logs. An update is an `Effect`: its dot, what it
+does, and the dots of the effects on its key that were visible where and when it was issued.
+`view` turns a set of effects into what the key holds; `plan` turns a request into the answer
+and the effect it must issue, given the effects that it observes.
+
+An effect removes what it has `observed`: that decides what a key holds in the end. A replica that
+holds the effect but not yet all that it observed is a case of its own: a change names what it takes
+away (`takes`, `ends`), which leaves out what was gone already where it was issued, so such a replica
+may show that a little longer. `view(effects, so_far=True)` is exact for it; for a set of effects
+that holds what each of them observed, both views are the same.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+
+from tests.reference.vocabulary import (
+    INT64_MAX,
+    INT64_MIN,
+    Dot,
+    Kind,
+    Reading,
+    Refusal,
+    Reply,
+    Request,
+    Verb,
+    clamp,
+    integer_of,
+)
+
+ALL_KINDS = frozenset(Kind)
+UNSTAMPED = Dot(0, 0)
+
+by_dot = attrgetter("dot")
+
+# One thing that a change removes: the part of the update `Dot` that concerns an element (b"" for a string).
+Taken = tuple[Kind, bytes, Dot]
+
+
+class Action(enum.Enum):
+    """What one update does; one operation is one update."""
+
+    SET = enum.auto()  # write the register
+    DELETE = enum.auto()  # write a tombstone to the register
+    INCREMENT = enum.auto()
+    EXPIRE = enum.auto()  # write the deadline; 0 takes it away
+    REAP = enum.auto()  # remove what is past its deadline
+    ADD = enum.auto()
+    REMOVE = enum.auto()
+    FIELD_SET = enum.auto()
+    FIELD_REMOVE = enum.auto()
+    FIELD_INCREMENT = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One update. `deadline_ms` None says nothing about the deadline; `clears`: removes what it observed of these."""
+
+    key: bytes
+    action: Action
+    names: tuple[bytes, ...] = ()
+    values: tuple[bytes, ...] = ()
+    amount: int = 0
+    deadline_ms: int | None = None
+    clears: frozenset[Kind] = frozenset()
+    dot: Dot = UNSTAMPED
+    observed: frozenset[Dot] = frozenset()
+    takes: frozenset[Taken] = frozenset()
+    ends: Dot = UNSTAMPED  # the register write that it removes without writing the register itself
+
+    @property
+    def writes_register(self) -> bool:
+        return self.action in (Action.SET, Action.DELETE)
+
+    def value_of(self, name: bytes) -> bytes:
+        return self.values[self.names.index(name)]
+
+
+@dataclass(slots=True)
+class Number:
+    """A register with increments on top: a string, or a field of a map."""
+
+    text: bytes | None = None  # of the register that wins
+    text_dot: Dot = UNSTAMPED
+    values: list[Effect] = field(default_factory=list)  # of a field: the ones that nothing removed
+    increments: list[Effect] = field(default_factory=list)  # those that nothing removed
+
+    @property
+    def alive(self) -> bool:
+        return self.text is not None or bool(self.increments)
+
+    @property
+    def newest(self) -> Dot:
+        """The newest dot among the live parts."""
+        return max([self.text_dot, *(effect.dot for effect in self.increments)])
+
+    @property
+    def total(self) -> int | None:
+        """The exact integer value; None when a text that is none is what shows."""
+        live = sum(effect.amount for effect in self.increments)
+        if self.text is None:
+            return live
+        base = integer_of(self.text)
+        if base is not None:
+            return base + live
+        return live if self.newest != self.text_dot else None
+
+    @property
+    def shown(self) -> bytes:
+        if self.text is not None and not self.increments:
+            return self.text
+        total = self.total
+        if total is None:
+            assert self.text is not None
+            return self.text
+        return b"%d" % clamp(total)
+
+    def increment_refused(self, amount: int, origin: int) -> Refusal | None:
+        """Why `amount` can't be added here: the result, or this origin's own live share, would leave int64."""
+        if self.total is None:
+            return Refusal.NOT_AN_INTEGER
+        own = sum(effect.amount for effect in self.increments if effect.dot.origin == origin)
+        fits = all(INT64_MIN <= result <= INT64_MAX for result in (self.total + amount, own + amount))
+        return None if fits else Refusal.OVERFLOW
+
+
+@dataclass(slots=True)
+class View:
+    """What a key holds, regardless of the time."""
+
+    string: Number
+    elements: dict[bytes, list[Effect]]  # the additions that nothing removed
+    fields: dict[bytes, Number]
+    newest: dict[Kind, Dot]  # of the kinds that are alive
+    deadline_ms: int  # the effective one; 0: none
+    register: Dot  # of the register write that wins, even if it was removed
+
+    def visible(self, now_ms: int) -> Kind | None:
+        """The kind that shows; None when nothing is alive, or the deadline has come."""
+        if not self.newest or 0 < self.deadline_ms <= now_ms:
+            return None
+        return max(self.newest, key=lambda kind: self.newest[kind])
+
+    def reading(self, now_ms: int) -> Reading:
+        """What every region must answer."""
+        match self.visible(now_ms):
+            case None:
+                return None
+            case Kind.STRING:
+                return Kind.STRING, self.string.shown
+            case Kind.SET:
+                return Kind.SET, frozenset(self.elements)
+            case _:
+                return Kind.MAP, tuple(sorted((name, number.shown) for name, number in self.fields.items()))
+
+
+def view(effects: Sequence[Effect], *, so_far: bool = False) -> View:
+    """What a key holds whose updates are `effects`, in any order."""
+
+    def removed(kind: Kind, name: bytes, removers: Iterable[Effect]) -> frozenset[Dot]:
+        removers = [effect for effect in effects if kind in effect.clears] + list(removers)
+        if so_far:
+            taken = frozenset[Taken]().union(*(effect.takes for effect in removers))
+            return frozenset(dot for of_kind, of_name, dot in taken if (of_kind, of_name) == (kind, name))
+        return frozenset[Dot]().union(*(effect.observed for effect in removers))
+
+    newest: dict[Kind, Dot] = {}
+
+    gone = removed(Kind.STRING, b"", [])
+    string = Number(increments=[e for e in effects if e.action is Action.INCREMENT and e.dot not in gone])
+    register = UNSTAMPED
+    writes = [effect for effect in effects if effect.writes_register]
+    ending = [effect for effect in effects if Kind.STRING in effect.clears and not effect.writes_register]
+    ended = {effect.ends for effect in ending}
+    if not so_far:
+        ended = {write.dot for write in writes if any(write.dot in effect.observed for effect in ending)}
+    register = max(ended | {write.dot for write in writes}, default=UNSTAMPED)
+    for write in writes:
+        if write.dot == register and write.action is Action.SET and write.dot not in ended:
+            string.text, string.text_dot = write.values[0], write.dot
+    if string.alive:
+        newest[Kind.STRING] = string.newest
+
+    elements = {}
+    for name, touches in by_name(effects, {Action.ADD, Action.REMOVE}).items():
+        # An addition replaces the ones that it observed, so it removes them too.
+        gone = removed(Kind.SET, name, touches)
+        left = [effect for effect in touches if effect.action is Action.ADD and effect.dot not in gone]
+        if left:
+            elements[name] = left
+    if elements:
+        newest[Kind.SET] = newest_write(effects, {Action.ADD})
+
+    fields = {}
+    for name, touches in by_name(effects, {Action.FIELD_SET, Action.FIELD_REMOVE, Action.FIELD_INCREMENT}).items():
+        gone = removed(Kind.MAP, name, [e for e in touches if e.action is not Action.FIELD_INCREMENT])
+        left = [effect for effect in touches if effect.dot not in gone]
+        number = Number(increments=[effect for effect in left if effect.action is Action.FIELD_INCREMENT])
+        number.values = [effect for effect in left if effect.action is Action.FIELD_SET]
+        if number.values:
+            shown = max(number.values, key=by_dot)
+            number.text, number.text_dot = shown.value_of(name), shown.dot
+        if number.alive:
+            fields[name] = number
+    if fields:
+        newest[Kind.MAP] = newest_write(effects, {Action.FIELD_SET, Action.FIELD_INCREMENT})
+
+    deadline = max((effect for effect in effects if effect.deadline_ms is not None), key=by_dot, default=None)
+    effective = deadline is not None and deadline.dot >= register
+    return View(
+        string, elements, fields, newest, (deadline.deadline_ms or 0) if deadline and effective else 0, register
+    )
+
+
+def newest_write(effects: Iterable[Effect], actions: set[Action]) -> Dot:
+    """The dot by which a collection competes with other kinds on its key."""
+    return max(effect.dot for effect in effects if effect.action in actions)
+
+
+def by_name(effects: Iterable[Effect], actions: set[Action]) -> dict[bytes, list[Effect]]:
+    """The effects with one of the actions, by element or field."""
+    found: dict[bytes, list[Effect]] = {}
+    for effect in effects:
+        if effect.action in actions:
+            for name in effect.names:
+                found.setdefault(name, []).append(effect)
+    return found
+
+
+def taken_numbers(draft: Effect, seen: View) -> Iterable[tuple[Kind, Action, bytes, Number]]:
+    """The string and the fields that a change resets."""
+    if Kind.STRING in draft.clears:
+        yield Kind.STRING, Action.INCREMENT, b"", seen.string
+    for name, number in seen.fields.items():
+        replaced = draft.action in (Action.FIELD_SET, Action.FIELD_REMOVE) and name in draft.names
+        if Kind.MAP in draft.clears or replaced:
+            yield Kind.MAP, Action.FIELD_INCREMENT, name, number
+
+
+def taken(draft: Effect, seen: View, effects: Sequence[Effect]) -> frozenset[Taken]:
+    """What a change issued on top of `effects` names as removed: what it finds alive.
+
+    Of a counter it names, for every origin with a live increment, all of that origin's so far.
+    """
+    takes: set[Taken] = set()
+    for kind, action, name, number in taken_numbers(draft, seen):
+        takes.update((kind, name, value.dot) for value in number.values)
+        origins = {increment.dot.origin for increment in number.increments}
+        takes.update(
+            (kind, name, effect.dot)
+            for effect in effects
+            if effect.action is action and effect.dot.origin in origins and (not name or name in effect.names)
+        )
+    for name, additions in seen.elements.items():
+        if Kind.SET in draft.clears or (draft.action in (Action.ADD, Action.REMOVE) and name in draft.names):
+            takes.update((Kind.SET, name, addition.dot) for addition in additions)
+    return frozenset(takes)
+
+
+def plan(request: Request, effects: Sequence[Effect], now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    """The answer to a request that observes `effects`, and the effect it issues, without a dot; None: none."""
+    seen = view(effects, so_far=True)
+    visible = seen.visible(now_ms)
+    wanted = KIND_OF.get(request.verb)
+    if wanted is not None and visible not in (None, wanted) and request.verb is not Verb.SET:
+        return Refusal.WRONG_TYPE, None
+    if visible is None and seen.deadline_ms:
+        # Expired, or emptied while a deadline stood: the old life of the key ends when a new one begins.
+        reply, draft = PLANNERS[request.verb](request, view([]), now_ms, origin)
+        if draft is not None and not draft.writes_register:
+            draft = replace(draft, clears=ALL_KINDS, deadline_ms=0)
+        return reply, draft
+    reply, draft = PLANNERS[request.verb](request, seen, now_ms, origin)
+    if draft is not None and wanted is not None and not draft.writes_register:
+        draft = replace(draft, clears=ALL_KINDS - {wanted})
+    return reply, draft
+
+
+def plan_reap(key: bytes, effects: Sequence[Effect], now_ms: int) -> Effect | None:
+    """What removing an expired key issues; None: there is nothing to remove."""
+    seen = view(effects, so_far=True)
+    if not seen.newest or seen.visible(now_ms) is not None:
+        return None
+    return Effect(key, Action.REAP, clears=ALL_KINDS, deadline_ms=0)
+
+
+def stamp(draft: Effect, dot: Dot, effects: Sequence[Effect]) -> Effect:
+    """Name an effect that observes `effects`."""
+    seen = view(effects, so_far=True)
+    ends = UNSTAMPED
+    if Kind.STRING in draft.clears and not draft.writes_register and seen.string.text is not None:
+        ends = seen.string.text_dot
+    observed = frozenset(effect.dot for effect in effects)
+    return replace(draft, dot=dot, observed=observed, takes=taken(draft, seen, effects), ends=ends)
+
+
+def plan_get(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    return (seen.string.shown if seen.visible(now_ms) is not None else None), None
+
+
+def plan_set(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    deadline_ms: int | None = request.deadline_ms or None
+    if request.keep_deadline:
+        deadline_ms = seen.deadline_ms or None
+    return None, Effect(request.key, Action.SET, values=request.values, deadline_ms=deadline_ms, clears=ALL_KINDS)
+
+
+def plan_delete(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    if seen.visible(now_ms) is None:
+        return 0, None
+    return 1, Effect(request.key, Action.DELETE, clears=ALL_KINDS)
+
+
+def plan_increment(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    refusal = seen.string.increment_refused(request.amount, origin)
+    if refusal is not None:
+        return refusal, None
+    assert seen.string.total is not None
+    return seen.string.total + request.amount, Effect(request.key, Action.INCREMENT, amount=request.amount)
+
+
+def plan_expire(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    if seen.visible(now_ms) is None:
+        return 0, None
+    if request.deadline_ms <= now_ms:
+        return 1, Effect(request.key, Action.DELETE, clears=ALL_KINDS)
+    return 1, Effect(request.key, Action.EXPIRE, deadline_ms=request.deadline_ms)
+
+
+def plan_persist(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    if seen.visible(now_ms) is None or not seen.deadline_ms:
+        return 0, None
+    return 1, Effect(request.key, Action.EXPIRE, deadline_ms=0)
+
+
+def plan_add(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    added = sum(name not in seen.elements for name in request.names)
+    return added, Effect(request.key, Action.ADD, names=request.names)
+
+
+def plan_remove(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    present = tuple(name for name in request.names if name in seen.elements)
+    return len(present), Effect(request.key, Action.REMOVE, names=present) if present else None
+
+
+def plan_field_set(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    added = sum(name not in seen.fields for name in request.names)
+    return added, Effect(request.key, Action.FIELD_SET, names=request.names, values=request.values)
+
+
+def plan_field_remove(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    present = tuple(name for name in request.names if name in seen.fields)
+    return len(present), Effect(request.key, Action.FIELD_REMOVE, names=present) if present else None
+
+
+def plan_field_increment(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    name = request.names[0]
+    number = seen.fields.get(name, Number())
+    refusal = number.increment_refused(request.amount, origin)
+    if refusal is not None:
+        return refusal, None
+    assert number.total is not None
+    effect = Effect(request.key, Action.FIELD_INCREMENT, names=request.names, amount=request.amount)
+    return number.total + request.amount, effect
+
+
+# The kind that an operation is of; the others are of the key, whatever it holds.
+KIND_OF = {
+    Verb.GET: Kind.STRING,
+    Verb.SET: Kind.STRING,
+    Verb.INCREMENT: Kind.STRING,
+    Verb.ADD: Kind.SET,
+    Verb.REMOVE: Kind.SET,
+    Verb.FIELD_SET: Kind.MAP,
+    Verb.FIELD_REMOVE: Kind.MAP,
+    Verb.FIELD_INCREMENT: Kind.MAP,
+}
+
+PLANNERS = {
+    Verb.GET: plan_get,
+    Verb.SET: plan_set,
+    Verb.DELETE: plan_delete,
+    Verb.INCREMENT: plan_increment,
+    Verb.EXPIRE: plan_expire,
+    Verb.PERSIST: plan_persist,
+    Verb.ADD: plan_add,
+    Verb.REMOVE: plan_remove,
+    Verb.FIELD_SET: plan_field_set,
+    Verb.FIELD_REMOVE: plan_field_remove,
+    Verb.FIELD_INCREMENT: plan_field_increment,
+}

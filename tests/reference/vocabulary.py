@@ -1,0 +1,99 @@
+"""What the oracle, the model and the simulator talk about: dots, requests, answers."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+INT64_MIN = -(2**63)
+INT64_MAX = 2**63 - 1
+LOGICAL_BITS = 16
+
+# As Redis reads one: no plus sign, no blanks, no leading zeros, no "-0".
+INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
+
+
+class Dot(NamedTuple):
+    """One update for ever. Timestamp first, so that tuple order is the order of last-writer-wins."""
+
+    timestamp: int
+    origin: int
+
+
+Vector = dict[int, int]
+
+
+def covers(vector: Vector, dot: Dot) -> bool:
+    """Whether the version vector includes the update."""
+    return vector.get(dot.origin, 0) >= dot.timestamp
+
+
+class Kind(enum.IntEnum):
+    """The types a key can hold, as the engine numbers them."""
+
+    STRING = 1
+    SET = 2
+    MAP = 3
+
+
+class Verb(enum.Enum):
+    """The operations of a store on one key."""
+
+    GET = "get"
+    SET = "set"
+    DELETE = "delete"
+    INCREMENT = "increment"
+    EXPIRE = "expire"
+    PERSIST = "persist"
+    ADD = "add"
+    REMOVE = "remove"
+    FIELD_SET = "field_set"
+    FIELD_REMOVE = "field_remove"
+    FIELD_INCREMENT = "field_increment"
+
+
+class Refusal(enum.Enum):
+    """Why an operation was refused; it changed nothing."""
+
+    WRONG_TYPE = "wrong type"
+    NOT_AN_INTEGER = "not an integer"
+    OVERFLOW = "overflow"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One operation as a client asks for it.
+
+    `names` are elements of a set or fields of a map, without duplicates; `values` belong to
+    FIELD_SET (one a name) or SET (one). `deadline_ms` is in Unix milliseconds; 0 is none.
+    """
+
+    verb: Verb
+    key: bytes
+    names: tuple[bytes, ...] = ()
+    values: tuple[bytes, ...] = ()
+    amount: int = 0
+    deadline_ms: int = 0
+    keep_deadline: bool = False
+
+
+# None: absent, or nothing to say; an int: a count, a flag or a counter's value; bytes: a value read.
+Reply = int | bytes | Refusal | None
+
+# What a key reads as: None when absent, else its kind with a string's bytes, a set's elements or a map's fields.
+Reading = tuple[Kind, bytes | frozenset[bytes] | tuple[tuple[bytes, bytes], ...]] | None
+
+
+def integer_of(text: bytes) -> int | None:
+    """The signed 64-bit integer that the text spells, or None."""
+    if not INTEGER.fullmatch(text):
+        return None
+    value = int(text)
+    return value if INT64_MIN <= value <= INT64_MAX else None
+
+
+def clamp(value: int) -> int:
+    """The nearest signed 64-bit integer: what a read shows when concurrent increments leave the range."""
+    return max(INT64_MIN, min(INT64_MAX, value))
