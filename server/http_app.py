@@ -15,9 +15,6 @@ from contextlib import aclosing
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from everwrite.errors import ClosedError, EverwriteError, StorageError, TooLargeError, WrongTypeError
-from everwrite.server import metrics
-from everwrite.server.http_adapter import error_json
 from starlette.applications import Starlette
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
@@ -25,6 +22,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from everwrite.errors import ClosedError, EverwriteError, StorageError, TooLargeError, WrongTypeError
+from everwrite.server import metrics
+from everwrite.server.http_adapter import error_json
 
 __all__ = ["KEY_BYTES_MAX", "TTL_SECONDS_MAX", "VALUE_BYTES_MAX", "HttpNode", "HttpStore", "make_app"]
 

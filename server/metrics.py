@@ -35,6 +35,7 @@ class MeasuredFrontend(Protocol):
 
     def statistics(self) -> Mapping[str, Any]: ...
     def latency(self) -> tuple[Sequence[float], Mapping[str, Sequence[int]]]: ...
+    def latency_sums(self) -> Mapping[str, float]: ...
 
 
 class MeasuredNode(Protocol):
@@ -82,7 +83,7 @@ COMMANDS = _counter("commands", "Redis commands executed, by command.", "command
 LATENCY = Family(
     "everwrite_command_duration_seconds",
     "histogram",
-    "Time from a command's arrival in the tick to its answer being ready, by command family.",
+    "Time from a command's readiness on the socket to its answer's sending, by family of commands.",
     ("family",),
 )
 CONFLICTS = _counter(
@@ -119,9 +120,18 @@ _SCALE: Final[Mapping[str, float]] = {"sync_microseconds": 1e-6}
 # What `Frontend.statistics()` calls a figure.
 FRONTEND: Final[Mapping[str, Family]] = {
     "connected_clients": _gauge("redis_clients", "Redis clients connected."),
-    "total_connections_received": _counter("redis_connections", "Redis connections accepted."),
-    "total_net_input_bytes": _counter("redis_received_bytes", "Bytes received from Redis clients."),
-    "total_net_output_bytes": _counter("redis_sent_bytes", "Bytes sent to Redis clients."),
+    "blocked_clients": _gauge("redis_clients_waiting", "Redis clients that wait for an answer, as in WAIT."),
+    "clients_max": _gauge("redis_clients_max", "Redis clients that may be connected."),
+    "connections_received": _counter("redis_connections", "Redis connections accepted."),
+    "connections_rejected": _counter("redis_connections_rejected", "Redis connections over the limit."),
+    "commands_failed": _counter("commands_failed", "Redis commands that were answered with an error."),
+    "protocol_errors": _counter("redis_protocol_errors", "Redis connections closed for what they sent."),
+    "bytes_received": _counter("redis_received_bytes", "Bytes received from Redis clients."),
+    "bytes_sent": _counter("redis_sent_bytes", "Bytes sent to Redis clients."),
+    "buffer_bytes": _gauge("redis_buffer_bytes", "Memory that the buffers of Redis clients hold."),
+    "keyspace_hits": _counter("keyspace_hits", "Reads by Redis clients that found their key."),
+    "keyspace_misses": _counter("keyspace_misses", "Reads by Redis clients that found no key."),
+    "commits": _counter("redis_commits", "Groups of writes of Redis clients that were committed together."),
 }
 
 # What a peer in `Node.status()` calls a figure.
@@ -210,6 +220,7 @@ def _frontend(frontend: MeasuredFrontend) -> Iterator[Metric]:
     yield from _plain(FRONTEND, figures)
     yield from _labelled(COMMANDS, (((command,), count) for command, count in figures.get("commands", {}).items()))
     bounds, families = frontend.latency()
+    sums = frontend.latency_sums()
     histogram = HistogramMetricFamily(LATENCY.name, LATENCY.help, labels=LATENCY.labels)
     for family, counts in families.items():
         buckets = []
@@ -217,7 +228,7 @@ def _frontend(frontend: MeasuredFrontend) -> Iterator[Metric]:
         for bound, count in zip([*bounds, float("inf")], counts, strict=True):
             total += count
             buckets.append(("+Inf" if bound == float("inf") else repr(bound), total))
-        histogram.add_metric([family], buckets, sum_value=None)
+        histogram.add_metric([family], buckets, sums[family])
     yield histogram
 
 

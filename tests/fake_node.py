@@ -75,14 +75,19 @@ class FakeFrontend:
     def statistics(self) -> Mapping[str, Any]:
         return {
             "connected_clients": 3,
-            "total_connections_received": 5,
-            "total_net_input_bytes": 100,
-            "total_net_output_bytes": 200,
+            "blocked_clients": 1,
+            "connections_received": 5,
+            "bytes_received": 100,
+            "bytes_sent": 200,
+            "keyspace_hits": 6,
             "commands": {"get": 8, "set": 2},
         }
 
     def latency(self) -> tuple[Sequence[float], Mapping[str, Sequence[int]]]:
         return [0.001, 0.01], {"read": [5, 2, 1], "write": [0, 2, 0]}
+
+    def latency_sums(self) -> Mapping[str, float]:
+        return {"read": 0.5, "write": 0.25}
 
 
 def fake_peer(**changes: Any) -> dict[str, Any]:

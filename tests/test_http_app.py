@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 import pytest
-from everwrite.server.http_app import BODIES_BYTES_MAX, KEY_BYTES_MAX, TTL_SECONDS_MAX, VALUE_BYTES_MAX, make_app
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everwrite.server.http_app import BODIES_BYTES_MAX, KEY_BYTES_MAX, TTL_SECONDS_MAX, VALUE_BYTES_MAX, make_app
 from tests.fake_node import DISK_ERROR, FakeNode
 from tests.http_support import headers_of, parse, serve_bytes
 from tests.support import ROOT

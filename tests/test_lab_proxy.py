@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 import trio.testing
-from everwrite.server.lab_proxy import DelayLine, Link, carry
 
+from everwrite.server.lab_proxy import DelayLine, Link, carry
 from tests.support import eventually_async, free_port
 
 

@@ -6,9 +6,9 @@ import math
 import re
 
 import pytest
-from everwrite.server.metrics import FAMILIES, render
 from prometheus_client.parser import text_string_to_metric_families
 
+from everwrite.server.metrics import FAMILIES, render
 from tests.fake_node import FakeNode, fake_peer
 from tests.support import ROOT
 
@@ -42,6 +42,8 @@ def scrape(node: FakeNode) -> dict[tuple[str, frozenset[tuple[str, str]]], float
         ("everwrite_command_duration_seconds_bucket", {"family": "read", "le": "0.01"}, 7),
         ("everwrite_command_duration_seconds_bucket", {"family": "read", "le": "+Inf"}, 8),
         ("everwrite_command_duration_seconds_bucket", {"family": "write", "le": "0.001"}, 0),
+        ("everwrite_command_duration_seconds_sum", {"family": "write"}, 0.25),
+        ("everwrite_command_duration_seconds_count", {"family": "read"}, 8),
         ("everwrite_replication_lag_seconds", PEER, 0.25),
         ("everwrite_replication_lag_changes", PEER, 12),
         ("everwrite_replication_sending", PEER, 1),
