@@ -71,6 +71,7 @@ cdef struct Memtable:
     # segment. A segment that is full splits alone, so that growth never rehashes the whole.
     uint64_t* directory                # segment address | log2 of its slots
     uint32_t depth
+    void* free_segments                # linked through their first words
     Chunk* chunks
     uint8_t* at                        # free part of the newest chunk
     uint8_t* end

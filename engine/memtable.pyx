@@ -70,20 +70,33 @@ cdef inline size_t _directory_index(Memtable* t, uint64_t key_hash) noexcept nog
 
 
 cdef Segment* _segment_new(Memtable* t, uint32_t bits, uint32_t depth) noexcept nogil:
+    """A segment without entries. Those of the usual size lie in the arena, for its large pages, and are reused."""
     cdef size_t size = SEGMENT_HEADER + (<size_t>8 << bits)
-    cdef Segment* segment = <Segment*>ew_aligned(64, size)
+    cdef Segment* segment
+    if bits != SEGMENT_BITS:
+        segment = <Segment*>ew_aligned(64, size)
+        if segment != NULL:
+            t.memory += size
+    elif t.free_segments != NULL:
+        segment = <Segment*>t.free_segments
+        t.free_segments = (<void**>segment)[0]
+    else:
+        segment = <Segment*>((<uint64_t>_allocate(t, size + 56) + 56) & ~<uint64_t>63)
     if segment == NULL:
         return NULL
     memset(segment, 0, size)
     segment.bits = bits
     segment.depth = depth
-    t.memory += size
     return segment
 
 
 cdef void _segment_free(Memtable* t, Segment* segment) noexcept nogil:
-    t.memory -= SEGMENT_HEADER + (<size_t>8 << segment.bits)
-    free(segment)
+    if segment.bits == SEGMENT_BITS:
+        (<void**>segment)[0] = t.free_segments
+        t.free_segments = segment
+    else:
+        t.memory -= SEGMENT_HEADER + (<size_t>8 << segment.bits)
+        free(segment)
 
 
 cdef Memtable* memtable_new(uint64_t seed) noexcept nogil:
@@ -122,7 +135,7 @@ cdef void _memtable_drop(void* table) noexcept nogil:
                 if e.key_flags & ENTRY_EXTERNAL:
                     _external_free(t, e)
         i += size >> segment.depth
-        free(segment)
+        _segment_free(t, segment)
     free(t.directory)
     while t.chunks != NULL:
         chunk = t.chunks
