@@ -1,9 +1,8 @@
 """The log-structured merge tree: what a key's newest value is, across memory tables and table files."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
 
 import secrets
 

@@ -1,6 +1,6 @@
 """The order of a memory table: sort the pending keys, insert them into a B+ tree, walk it."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove
 
@@ -204,7 +204,9 @@ cdef uint32_t _rank(
     return low
 
 
-cdef void _renew_heads(uint32_t count, uint32_t* skip, uint64_t* heads, Entry** entries, uint32_t common) noexcept nogil:
+cdef void _renew_heads(
+    uint32_t count, uint32_t* skip, uint64_t* heads, Entry** entries, uint32_t common
+) noexcept nogil:
     cdef uint32_t i
     skip[0] = common
     for i in range(count):

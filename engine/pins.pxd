@@ -10,8 +10,12 @@ cdef extern from *:
     #define EW_PINS
     static inline void ew_count_up(int* refs) { __atomic_fetch_add(refs, 1, __ATOMIC_RELAXED); }
     static inline int ew_count_down(int* refs) { return __atomic_sub_fetch(refs, 1, __ATOMIC_ACQ_REL); }
-    static inline unsigned long long ew_load(const unsigned long long* at) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
-    static inline void ew_store(unsigned long long* at, unsigned long long value) { __atomic_store_n(at, value, __ATOMIC_RELEASE); }
+    static inline unsigned long long ew_load(const unsigned long long* at) {
+        return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+    }
+    static inline void ew_store(unsigned long long* at, unsigned long long value) {
+        __atomic_store_n(at, value, __ATOMIC_RELEASE);
+    }
     #endif
     """
     void ew_count_up(int* refs) noexcept nogil
