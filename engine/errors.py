@@ -13,11 +13,14 @@ __all__ = [
     "EverwriteError",
     "FormatError",
     "GapError",
+    "LabError",
     "LockedError",
     "LogCutError",
     "NotAnIntegerError",
+    "NotRunningError",
     "OverflowError",
     "PeerError",
+    "PortInUseError",
     "ProtocolError",
     "StorageError",
     "TooLargeError",
@@ -108,3 +111,15 @@ class LogCutError(EverwriteError):
 
 class PeerError(EverwriteError):
     """A peer broke the protocol, is of another cluster, or may not connect; the message says who and why."""
+
+
+class PortInUseError(EverwriteError):
+    """Another process listens on a port that is needed; the message names the port and the setting."""
+
+
+class LabError(EverwriteError):
+    """The lab can't do what was asked; nothing was changed."""
+
+
+class NotRunningError(LabError):
+    """No lab runs on the folder."""

@@ -43,6 +43,7 @@ Identity = tuple[str, str, str]  # cluster, region, node
 
 AUTHORITY_DAYS = 3650
 NODE_DAYS = 825  # more than this some TLS stacks refuse in a leaf
+DEFAULT_HOSTS = ("localhost", "127.0.0.1", "::1")
 _URI = re.compile(r"everwrite://([a-z0-9-]{1,63})/([a-z0-9-]{1,63})/([a-z0-9-]{1,63})")
 _CLOCK_SKEW = datetime.timedelta(minutes=5)  # a node whose clock is a little behind must accept a fresh certificate
 
@@ -84,7 +85,7 @@ def make_node(
     *,
     region: str,
     node: str,
-    hosts: Iterable[str] = ("localhost", "127.0.0.1", "::1"),
+    hosts: Iterable[str] = DEFAULT_HOSTS,
     days: int = NODE_DAYS,
     force: bool = False,
 ) -> Certs:

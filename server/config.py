@@ -23,7 +23,18 @@ import msgspec
 
 from everwrite.errors import ConfigError
 
-__all__ = ["SETTINGS", "Certs", "Loaded", "NodeConfig", "Peer", "Setting", "is_loopback", "load", "split_address"]
+__all__ = [
+    "SETTINGS",
+    "Certs",
+    "Loaded",
+    "NodeConfig",
+    "Peer",
+    "Setting",
+    "is_loopback",
+    "load",
+    "split_address",
+    "to_toml",
+]
 
 ENVIRONMENT_PREFIX = "EVERWRITE_"
 FILE_BYTES_MAX = 1 << 20
@@ -235,6 +246,33 @@ def load(
     if problems:
         raise ConfigError("\n".join(problems))
     return Loaded(config, origins)
+
+
+def to_toml(config: NodeConfig, origins: Mapping[str, str] | None = None) -> str:
+    """The configuration as a file that `load` reads to the same values; with `origins`, a comment on each line."""
+
+    def line(key: str, value: Any, path: str) -> str:
+        text = f"{key} = {str(value).lower() if isinstance(value, bool | int) else _toml_string(str(value))}"
+        return f"{text}  # {_toml_string(origins[path])[1:-1]}" if origins else text
+
+    lines = [
+        line(setting.path, getattr(config, setting.path), setting.path)
+        for setting in SETTINGS
+        if "." not in setting.path and setting.path != "peers"
+    ]
+    if config.certs is not None:
+        lines += ["", "[certs]"]
+        lines += [line(name, getattr(config.certs, name), f"certs.{name}") for name in Certs.__struct_fields__]
+    for peer in config.peers:
+        lines += ["", "[[peers]]"]
+        given = (name for name in Peer.__struct_fields__ if getattr(peer, name) is not None)
+        lines += [line(name, getattr(peer, name), "peers") for name in given]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_string(text: str) -> str:
+    escape = {'"': '\\"', "\\": "\\\\"}
+    return '"' + "".join(escape.get(c) or (c if c.isprintable() else f"\\U{ord(c):08x}") for c in text) + '"'
 
 
 # ---- settings, from the structs ----

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from everwrite.errors import ConfigError
-from everwrite.server.config import SETTINGS, Certs, NodeConfig, Peer, is_loopback, load, split_address
+from everwrite.server.config import SETTINGS, Certs, NodeConfig, Peer, is_loopback, load, split_address, to_toml
 
 
 @pytest.fixture
@@ -257,3 +257,20 @@ def test_each_setting_has_a_flag_a_variable_and_a_description() -> None:
         len({setting.flag for setting in SETTINGS}) == len({setting.variable for setting in SETTINGS}) == len(SETTINGS)
     )
     assert all(setting.description and setting.allowed for setting in SETTINGS)
+
+
+def test_written_configuration_reads_back_as_it_was(file: Path) -> None:
+    config = NodeConfig(
+        region="eu-west",
+        data=Path('/d "quoted" \\ \n \x7f \u00e9'),
+        insecure_bind=True,
+        redis_port=0,
+        certs=Certs(Path("/a"), Path("/b"), Path("/c")),
+        peers=(Peer("apac", "h:1"), Peer("us-east", "[::1]:2", "n1")),
+    )
+    file.write_text(to_toml(config), encoding="utf-8")
+    assert load(file).config == config
+    loaded = load(file, flags={"redis_port": "5"})
+    file.write_text(to_toml(loaded.config, loaded.origins), encoding="utf-8")
+    assert "redis_port = 5  # --redis-port\n" in file.read_text(encoding="utf-8")
+    assert load(file).config == loaded.config
