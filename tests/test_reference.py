@@ -7,10 +7,10 @@ import copy
 from itertools import permutations
 from random import Random
 
-from everwrite.errors import ClockDriftError, GapError, ProtocolError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from everwrite.errors import ClockDriftError, GapError, ProtocolError
 from tests.reference.history import History
 from tests.reference.model import KeyState, join, normal
 from tests.reference.model_store import ModelStore

@@ -27,8 +27,8 @@ from tests.support import eventually
 HOST = "127.0.0.1"
 REGIONS = ("us-east", "eu-west", "apac")
 PAIRS = (("us-east", "eu-west"), ("eu-west", "apac"), ("us-east", "apac"))
-# The command as installed, but independent of where its script lies.
-EVERWRITE = [sys.executable, "-c", "from everwrite.server.cli import main; main()"]
+# The command `everwrite`, wherever its script lies.
+EVERWRITE = [sys.executable, "-P", "-m", "everwrite"]
 # Below the ports that Linux hands out by itself.
 BASE_PORTS = range(20_000, 32_000, 10)
 LAB_OFFSETS = [100 * region + port for region in range(3) for port in (1, 2, 3)]

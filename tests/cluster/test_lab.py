@@ -79,6 +79,11 @@ def test_a_killed_region_comes_back_with_its_data_and_what_it_missed(lab: Lab) -
     value_everywhere(lab, "after", b"crash")
 
 
+def test_commands_for_what_is_so_already_say_so(lab: Lab) -> None:
+    assert "already" in lab.command("start", "apac").stdout
+    assert "already" in lab.command("heal").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -86,7 +91,7 @@ def test_a_killed_region_comes_back_with_its_data_and_what_it_missed(lab: Lab) -
         (("kill", "apac/7"), "apac/7"),
         (("cut", "us-east", "us-east"), "us-east"),
         (("cut", "us-east", "atlantis"), "atlantis"),
-        (("start", "apac"), "apac"),  # it runs
+        (("heal", "us-east"), "two regions"),
     ],
 )
 def test_a_wrong_command_says_what_is_wrong_and_changes_nothing(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everwrite.errors import ClockDriftError, GapError, ProtocolError
-
 from tests.reference.model import (
     NEVER,
     Delta,
