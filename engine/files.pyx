@@ -7,6 +7,8 @@ crash and fail on demand, is `everwrite.memory_files`.
 from libc.errno cimport EINTR, EIO, ENOSYS, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+cimport cython
+
 import errno as error_numbers
 import fcntl
 import os
@@ -206,6 +208,8 @@ cdef class Files:
         raise NotImplementedError
 
 
+# A collector that cleared the reference to the files first would leave __dealloc__ unable to close.
+@cython.no_gc_clear
 cdef class File:
     """An open file of a `Files`; a context manager. Offsets and sizes are in bytes."""
 

@@ -11,6 +11,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
+cimport cython
+
 import errno as error_numbers
 import os
 
@@ -238,6 +240,8 @@ cdef bytes _folder(bytes path):
     return os.path.dirname(path) or b"."
 
 
+# Those who hold handles close them in their __dealloc__, perhaps after a collector has visited this object.
+@cython.no_gc_clear
 cdef class MemoryFiles(Files):
     """Files in memory: the same interface, fast, with crashes and failures on demand.
 
@@ -362,10 +366,12 @@ cdef class MemoryFiles(Files):
         cdef Py_ssize_t slot = handle & ((1 << SLOT_BITS) - 1)
         if self._content(handle) == NULL:
             return self._fault(handle, NULL, EBADF, "closing a file")
+        self._contents[slot] = NULL
         with gil:
-            self._contents[slot] = NULL
-            self._opened[slot] = None
-            self._free_slots.append(slot)
+            # The collector empties the list, if it is garbage together with those who hold handles.
+            if slot < len(self._opened):
+                self._opened[slot] = None
+                self._free_slots.append(slot)
         return Status.OK
 
     cdef int64_t read(self, int handle, uint64_t offset, void* data, size_t size) noexcept nogil:

@@ -14,7 +14,8 @@ cdef enum Status:
     ERR_GUARD = -10           # a guarded delta builds on updates that the key's context lacks
     ERR_DRIFT = -11           # a timestamp too far ahead
     ERR_FAILED = -12          # the store failed earlier (a sync) and stays failed
-    ERR_FORMAT = -13          # a format version from the future
+    ERR_FORMAT = -13          # a format version from the future; path and reason are in `last_fault`
+    ERR_CUT = -14             # the log no longer reaches back to where a reader stands
 
 
 cdef struct Fault:
@@ -28,6 +29,7 @@ cdef struct Fault:
 cdef Fault* last_fault() noexcept nogil
 cdef int fault_io(const char* path, const char* what) noexcept nogil
 cdef int fault_corrupt(const char* path, unsigned long long offset, const char* reason) noexcept nogil
+cdef int fault_format(const char* path, unsigned long long version) noexcept nogil
 
 # Raises the exception for a negative status; returns the status otherwise. Needs the GIL.
 cdef int check(int status) except? -1

@@ -1,6 +1,7 @@
 """Native status codes become exceptions here, and nowhere else."""
 
 from libc.errno cimport errno
+from libc.stdio cimport snprintf
 from libc.string cimport strncpy
 
 import os
@@ -57,6 +58,16 @@ cdef int fault_corrupt(const char* path, unsigned long long offset, const char* 
     return Status.ERR_CORRUPT
 
 
+cdef int fault_format(const char* path, unsigned long long version) noexcept nogil:
+    """Remember which file has a format version that this release doesn't know. Returns ERR_FORMAT."""
+    cdef char reason[64]
+    snprintf(reason, sizeof(reason), "format version %llu is unknown to this release", version)
+    last_fault().error_number = 0
+    last_fault().offset = 0
+    _fill(path, reason)
+    return Status.ERR_FORMAT
+
+
 cdef object _exception(int status):
     cdef Fault* fault = last_fault()
     path = (<bytes>fault.path).decode("utf-8", "replace")
@@ -87,6 +98,7 @@ cdef object _exception(int status):
         Status.ERR_TOO_LARGE: (errors.TooLargeError, "a key is over 65,536 bytes or a value over 64 MiB"),
         Status.ERR_DECODE: (errors.ProtocolError, "malformed bytes: nothing was applied"),
         Status.ERR_GUARD: (errors.ProtocolError, "the change builds on updates that this store lacks"),
+        Status.ERR_CUT: (errors.LogCutError, "the log was cut past this reader's position; a full resync is needed"),
         Status.ERR_DRIFT: (errors.ClockDriftError, "a timestamp is too far ahead of this node's clock"),
     }
     kind, message = kinds.get(status, (errors.EverwriteError, f"unknown status {status}"))

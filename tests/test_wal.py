@@ -1,0 +1,279 @@
+"""The write-ahead log: writing, reading beside the writer, rolling, cutting, failing."""
+
+import errno
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from everwrite.errors import ClosedError, CorruptionError, LogCutError, StorageError, TooLargeError
+from everwrite.files import Files, PosixFiles
+from everwrite.memory_files import MemoryFiles
+from everwrite.wal_reader import WalReader
+from everwrite.wal_recovery import OpenedLog, open_log
+from everwrite.wal_writer import WalWriter
+
+STORE_ID = 0x123456789ABC
+FOLDER = "/data/wal"
+
+
+def opened(files: Files, folder: str = FOLDER, *, replay_from: int = 0, segment_bytes: int = 4096) -> OpenedLog:
+    return open_log(files, folder, STORE_ID, replay_from=replay_from, segment_bytes=segment_bytes)
+
+
+def rest(reader: WalReader, limit: int) -> list[bytes]:
+    """All payloads from the reader's position to `limit`."""
+
+    def payloads() -> Iterator[bytes]:
+        while (payload := reader.read(limit)) is not None:
+            yield payload
+
+    return list(payloads())
+
+
+@pytest.fixture
+def memory() -> MemoryFiles:
+    return MemoryFiles()
+
+
+@pytest.fixture(params=["posix", "memory"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Files, str]:
+    if request.param == "posix":
+        return PosixFiles(), str(tmp_path / "wal")
+    return MemoryFiles(), FOLDER
+
+
+def test_reads_back_what_was_appended(disk: tuple[Files, str]) -> None:
+    files, folder = disk
+    source = random.Random(1)
+    batches = [[source.randbytes(source.randrange(200)) for _ in range(5)] for _ in range(80)]
+    log = opened(files, folder)
+    for batch in batches:
+        log.writer.extend(batch)
+    written = log.writer.written
+    expected = [payload for batch in batches for payload in batch]
+    assert rest(log.reader, written) == expected
+    assert len(log.writer.segments()) > 5
+    log.writer.close()
+    log.reader.close()
+    again = opened(files, folder)
+    assert (again.writer.start, again.writer.end, again.dropped_bytes) == (0, written, 0)
+    assert rest(again.reader, written) == expected
+    again.writer.extend([b"more"])
+    assert rest(again.reader, again.writer.written) == [b"more"]
+    again.writer.close()
+
+
+def test_positions(memory: MemoryFiles) -> None:
+    writer = opened(memory).writer
+    assert (writer.start, writer.durable, writer.written, writer.end) == (0, 64, 64, 64)
+    writer.extend([b"12345", b""])
+    assert (writer.durable, writer.written, writer.end) == (64, 109, 109)
+    writer.make_durable()
+    assert (writer.durable, writer.syncs) == (109, 1)
+    writer.make_durable()
+    assert writer.syncs == 1, "nothing new: no sync"
+    assert writer.segments() == [(0, 109)]
+    assert writer.appended_bytes == 45
+
+
+def test_a_frame_never_spans_segments(memory: MemoryFiles) -> None:
+    writer = opened(memory).writer
+    writer.extend([bytes(4000), bytes(100), bytes(10_000), b"x"])
+    assert writer.segments() == [(0, 4084), (4084, 4268), (4268, 14352), (14352, 14437)]
+    assert memory.listdir(FOLDER) == [f"{start:016x}.log" for start in (0, 4084, 4268, 14352)]
+    assert writer.durable == 14352, "a segment is durable before the next one begins"
+
+
+@given(st.lists(st.lists(st.binary(max_size=3000), max_size=6), max_size=12), st.data())
+def test_round_trips(batches: list[list[bytes]], data: st.DataObject) -> None:
+    files = MemoryFiles()
+    log = opened(files)
+    marks = [(0, 0)]  # (position, how many payloads lie before it)
+    expected: list[bytes] = []
+    for batch in batches:
+        log.writer.extend(batch)
+        expected += batch
+        marks.append((log.writer.end, len(expected)))
+    end = log.writer.end
+    log.writer.close()
+    position, before = data.draw(st.sampled_from(marks))
+    log = opened(files, replay_from=position)
+    assert log.writer.end == end
+    assert rest(log.reader, end) == expected[before:]
+    for position, before in marks:
+        assert rest(WalReader(files, FOLDER, 0), position) == expected[:before]
+
+
+def test_a_reader_follows_the_writer(memory: MemoryFiles) -> None:
+    source = random.Random(3)
+    log = opened(memory)
+    reader = log.reader
+    expected: list[bytes] = []
+    got: list[bytes] = []
+    for _ in range(300):
+        payloads = [source.randbytes(source.randrange(900)) for _ in range(source.randrange(4))]
+        log.writer.extend(payloads)
+        expected += payloads
+        if source.random() < 0.5:
+            log.writer.make_durable()
+        got += rest(reader, log.writer.durable)
+        assert got == expected[: len(got)]
+        if source.random() < 0.1:
+            reader = WalReader(memory, FOLDER, reader.position)
+    log.writer.make_durable()
+    got += rest(reader, log.writer.durable)
+    assert got == expected
+
+
+def test_large_frames_between_small_ones(disk: tuple[Files, str]) -> None:
+    files, folder = disk
+    log = opened(files, folder)
+    payloads = [b"small", random.Random(4).randbytes(3_000_000), b"", b"small again", bytes(70_000)]
+    log.writer.extend(payloads)
+    assert rest(log.reader, log.writer.written) == payloads
+    log.writer.close()
+
+
+def test_cut_keeps_the_position_and_the_last_segment(memory: MemoryFiles) -> None:
+    log = opened(memory)
+    writer = log.writer
+    for _ in range(10):
+        writer.extend([bytes(3000)])
+    segments = writer.segments()
+    writer.cut(segments[3][1] - 1)
+    assert writer.segments() == segments[3:]
+    assert writer.start == segments[3][0]
+    writer.cut(writer.end + 1_000_000)
+    assert writer.segments() == segments[-1:]
+    memory.crash()
+    assert opened(memory, replay_from=segments[-1][0]).writer.start == segments[-1][0]
+    with pytest.raises(LogCutError):
+        WalReader(memory, FOLDER, segments[0][0])
+
+
+def test_a_reader_learns_that_the_log_was_cut(memory: MemoryFiles) -> None:
+    log = opened(memory)
+    payloads = [bytes([number]) * 3000 for number in range(10)]
+    for payload in payloads:
+        log.writer.extend([payload])
+    limit = log.writer.written
+    assert log.reader.read(limit) == payloads[0]
+    log.writer.cut(limit)
+    # The segment that it has open it can read to its end.
+    with pytest.raises(LogCutError):
+        rest(log.reader, limit)
+    with pytest.raises(LogCutError):
+        log.reader.read(limit)
+
+
+def test_a_reader_in_front_of_a_cut_goes_on(memory: MemoryFiles) -> None:
+    log = opened(memory)
+    for number in range(10):
+        log.writer.extend([bytes([number]) * 3000])
+    last = log.writer.segments()[-1][0]
+    reader = WalReader(memory, FOLDER, last)
+    log.writer.cut(last)
+    assert rest(reader, log.writer.written) == [bytes([9]) * 3000]
+
+
+def test_a_payload_over_the_limit_is_refused(memory: MemoryFiles) -> None:
+    writer = opened(memory).writer
+    with pytest.raises(TooLargeError):
+        writer.extend([bytes((256 << 20) + 1)])
+    assert writer.end == 64
+    writer.extend([b"fine"])
+
+
+def test_closed(memory: MemoryFiles) -> None:
+    log = opened(memory)
+    log.writer.extend([b"x"])
+    log.writer.close()
+    log.writer.close()
+    log.reader.close()
+    log.reader.close()
+    with pytest.raises(ClosedError):
+        log.writer.extend([b"y"])
+    with pytest.raises(ClosedError):
+        log.writer.make_durable()
+    with pytest.raises(ClosedError):
+        log.reader.read(100)
+    memory.crash()
+    again = opened(memory)
+    assert rest(again.reader, again.writer.end) == [b"x"], "close makes durable"
+
+
+# Failures.
+
+
+def check_stays_failed(writer: WalWriter) -> None:
+    assert writer.failed
+    durable = writer.durable
+    for call in (lambda: writer.extend([b"y"]), writer.make_durable, lambda: writer.cut(10**9)):
+        with pytest.raises(StorageError, match="stopped after an earlier failure"):
+            call()
+    assert writer.durable == durable
+    writer.close()
+
+
+def test_a_failed_sync_stops_the_writer_for_good(memory: MemoryFiles) -> None:
+    log = opened(memory)
+    log.writer.extend([b"safe"])
+    log.writer.make_durable()
+    log.writer.extend([b"lost"])
+    memory.fail("sync")
+    with pytest.raises(StorageError, match="syncing") as caught:
+        log.writer.make_durable()
+    assert caught.value.errno == errno.EIO
+    check_stays_failed(log.writer)
+    memory.crash()
+    again = opened(memory)
+    assert rest(again.reader, again.writer.end) == [b"safe"]
+
+
+@pytest.mark.parametrize("partial", [0, 1, 19, 20, 21, 60])
+def test_a_full_disk_stops_the_writer(memory: MemoryFiles, partial: int) -> None:
+    log = opened(memory)
+    log.writer.extend([b"safe"])
+    memory.fail("write", errno.ENOSPC, partial=partial)
+    with pytest.raises(StorageError) as caught:
+        log.writer.extend([b"a" * 40, b"b" * 40])
+    assert caught.value.errno == errno.ENOSPC
+    check_stays_failed(log.writer)
+    memory.crash("all")
+    again = opened(memory)
+    assert rest(again.reader, again.writer.end) == [b"safe", b"a" * 40][: 2 if partial >= 60 else 1]
+    assert again.dropped_bytes == partial % 60
+
+
+@pytest.mark.parametrize("operation", ["sync", "open", "sync_dir", "write"])
+def test_a_roll_that_fails_stops_the_writer(memory: MemoryFiles, operation: str) -> None:
+    log = opened(memory)
+    log.writer.extend([bytes(3000)])
+    log.writer.make_durable()
+    memory.fail(operation)  # type: ignore[arg-type]
+    with pytest.raises(StorageError):
+        log.writer.extend([bytes(3000)])
+    check_stays_failed(log.writer)
+    memory.crash("all")
+    again = opened(memory)
+    assert rest(again.reader, again.writer.end) == [bytes(3000)]
+    again.writer.extend([b"goes on"])
+    assert rest(again.reader, again.writer.end) == [b"goes on"]
+
+
+def test_a_fresh_log_may_begin_anywhere_if_told(memory: MemoryFiles) -> None:
+    with pytest.raises(CorruptionError, match="missing"):
+        open_log(memory, FOLDER, STORE_ID, replay_from=1_000_000)
+    log = open_log(memory, FOLDER, STORE_ID, replay_from=1_000_000, fresh=True)
+    log.writer.extend([b"x"])
+    assert log.writer.segments() == [(1_000_000, 1_000_085)]
+    assert rest(log.reader, log.writer.written) == [b"x"]
+
+
+def test_segment_size_is_checked(memory: MemoryFiles) -> None:
+    with pytest.raises(ValueError, match="segment_bytes is 100"):
+        opened(memory, segment_bytes=100)
