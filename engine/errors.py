@@ -14,6 +14,7 @@ __all__ = [
     "FormatError",
     "GapError",
     "LabError",
+    "LocalProtocolError",
     "LockedError",
     "LogCutError",
     "NotAnIntegerError",
@@ -110,7 +111,18 @@ class LogCutError(EverwriteError):
 
 
 class PeerError(EverwriteError):
-    """A peer broke the protocol, is of another cluster, or may not connect; the message says who and why."""
+    """A peer broke the protocol, is of another cluster, or may not connect; the message says who and why.
+
+    Attribute: `cause`, a short fixed name that statistics count by.
+    """
+
+    def __init__(self, message: str, *, cause: str = "protocol") -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+class LocalProtocolError(EverwriteError, RuntimeError):
+    """This node tried what the state of its session doesn't allow: a defect here, not the peer's."""
 
 
 class PortInUseError(EverwriteError):

@@ -1,4 +1,0 @@
-"""How much the benchmarks work on."""
-
-VALUE = b"v" * 100
-KEYS = 100_000

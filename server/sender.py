@@ -1,0 +1,227 @@
+"""This node's side of a connection on which a peer receives this node's log.
+
+Sans-I/O: methods take the time and return frames. Memory is bounded: at most `window_bytes` of
+batches are unacknowledged, and the log itself is the queue.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from everwrite.errors import LogCutError, PeerError
+from everwrite.server.messages import Ack, Batch, Heartbeat, KeyState, Message, Pull, Resync, ResyncEnd
+from everwrite.server.replicated_store import ReplicatedStore, Stream
+from everwrite.server.session import Local, Session, State
+from everwrite.server.settings import ReplicationSettings
+
+__all__ = ["Sender"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    sequence: int
+    size: int
+    changes: int
+    since: float  # when the oldest change in it waited already
+
+
+class Sender:
+    """Streams the log to one peer.
+
+    Invariants: `unacked_bytes` is at most `window_bytes`, or one batch. `flush_at` is None exactly
+    when nothing waits to be sent, or when the window is shut and an acknowledgement reopens it.
+    """
+
+    def __init__(self, session: Session, store: ReplicatedStore, settings: ReplicationSettings) -> None:
+        self.session = session
+        self.unacked_bytes = 0
+        self.unacked_changes = 0
+        self.flush_at: float | None = None
+        self.resyncs = 0
+        self.pulls_served = 0
+        self.batches = 0
+        self.changes = 0
+        # What the peer has acknowledged (with its hello, then with each Ack): its vector.
+        self.acked: dict[int, int] = {}
+        self._store = store
+        self._store_ids: Collection[int] | None = ()
+        self._settings = settings
+        self._stream: Stream | None = None
+        self._resync: Iterator[bytes] | None = None
+        self._unacked: deque[_Sent] = deque()
+        self._sequence = 0
+        self._acked_sequence = 0
+        self._flushed_at = float("-inf")
+        self._waiting_since: float | None = None
+
+    # -- what the replicator drives ---------------------------------------------------------------
+
+    def begin(self, now: float, applied: Mapping[int, int], store_ids: Collection[int] | None) -> list[bytes]:
+        """Start the stream where the peer stands, of origins with these store ids; the frames to send first."""
+        self.acked = dict(applied)
+        self._store_ids = store_ids
+        self._waiting_since = now
+        return self._open(now)
+
+    def handle(self, now: float, message: Message) -> list[bytes]:
+        """Take a message that the session let through; the frames to answer with."""
+        if isinstance(message, Ack):
+            return self._acknowledge(now, message)
+        if isinstance(message, Pull):
+            self.pulls_served += 1
+            return [self.session.encode(KeyState(message.key, self._store.key_state(message.key)))]
+        return []
+
+    def write_noticed(self, now: float) -> bool:
+        """The log has grown. Returns True when there is something to send right now."""
+        if self.session.state is not State.STREAMING or self._stream is None:
+            return False
+        if self._waiting_since is None:
+            self._waiting_since = now
+        due = self._flushed_at + self._settings.flush_interval
+        if due <= now or self._stream.pending() >= self._settings.flush_changes:
+            due = now
+        if self.flush_at is None or due < self.flush_at:
+            # Shut window: the acknowledgement that reopens it sends what waits.
+            if self.unacked_bytes >= self._settings.window_bytes:
+                return False
+            self.flush_at = due
+        return self.flush_at <= now
+
+    def flush(self, now: float) -> list[bytes]:
+        """Send one batch if there is one and the window allows it.
+
+        One at a time, so that the caller can let others run: when more is ready `flush_at` is `now`.
+        """
+        self.flush_at = None
+        if self.unacked_bytes >= self._settings.window_bytes:
+            return []
+        if self._resync is not None:
+            return self._flush_resync(now)
+        if self._stream is None:
+            return []
+        settings = self._settings
+        behind = self._stream.pending() > settings.flush_changes
+        try:
+            data = self._stream.next_batch(
+                settings.batch_changes_max if behind else settings.flush_changes, settings.batch_bytes_max
+            )
+        except LogCutError as error:
+            return self._begin_resync(now, str(error))
+        if data is None:
+            self._waiting_since = None
+            return []
+        frame = self._batch(now, data, self._stream.changes, self._stream.last_timestamp)
+        if self._stream.caught_up():
+            self._waiting_since = None
+        else:
+            self._waiting_since = now
+            if self.unacked_bytes < settings.window_bytes:
+                self.flush_at = now
+        return [frame]
+
+    def heartbeat(self) -> bytes:
+        """The frame of a heartbeat."""
+        return self.session.encode(Heartbeat(self._store.now_ms(), self._store.last_timestamp, self.pending()))
+
+    def close(self) -> None:
+        """Let go of the log."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._resync = None
+
+    # -- figures ----------------------------------------------------------------------------------
+
+    def pending(self) -> int:
+        """Changes not sent yet, as far as it can tell."""
+        return self._stream.pending() if self._stream is not None else 0
+
+    @property
+    def resyncing(self) -> bool:
+        """Whether whole states go to the peer because its log position was cut."""
+        return self.session.state in (State.RESYNCING, State.POSITIONING)
+
+    def behind_since(self) -> float | None:
+        """Since when the oldest change that the peer hasn't acknowledged waits; None when there is none."""
+        return self._unacked[0].since if self._unacked else self._waiting_since
+
+    # -- within -----------------------------------------------------------------------------------
+
+    def _open(self, now: float) -> list[bytes]:
+        try:
+            self._stream = self._store.open_stream(self.acked, self._store_ids)
+        except LogCutError as error:
+            return self._begin_resync(now, str(error))
+        return self.flush(now)
+
+    def _begin_resync(self, now: float, reason: str) -> list[bytes]:
+        self.session.step(Local.LOG_CUT)
+        self.close()
+        self.resyncs += 1
+        self._resync = self._store.resync_batches(self.acked, self._store_ids)
+        self.flush_at = now
+        return [self.session.encode(Resync(reason[:1000]))]
+
+    def _flush_resync(self, now: float) -> list[bytes]:
+        assert self._resync is not None
+        data = next(self._resync, None)
+        if data is None:
+            self._resync = None
+            self.session.step(Local.RESYNC_SENT)
+            frames = [self.session.encode(ResyncEnd(self._sequence))]
+            return frames + self._continue_after_resync(now)
+        frame = self._batch(now, data, 0, 0)
+        if self.unacked_bytes < self._settings.window_bytes:
+            self.flush_at = now
+        return [frame]
+
+    def _batch(self, now: float, data: bytes, changes: int, last_timestamp: int) -> bytes:
+        self._sequence += 1
+        frame = self.session.encode(Batch(self._sequence, changes, last_timestamp, data))
+        since = self._waiting_since if self._waiting_since is not None else now
+        self._unacked.append(_Sent(self._sequence, len(frame), changes, since))
+        self.unacked_bytes += len(frame)
+        self.unacked_changes += changes
+        self.batches += 1
+        self.changes += changes
+        self._flushed_at = now
+        return frame
+
+    def _acknowledge(self, now: float, ack: Ack) -> list[bytes]:
+        if not self._acked_sequence <= ack.sequence <= self._sequence:
+            raise PeerError(
+                f"{self.session.who} acknowledged batch {ack.sequence}, but batches {self._acked_sequence} to "
+                f"{self._sequence} are what it can acknowledge",
+                cause="illegal_message",
+            )
+        self._acked_sequence = ack.sequence
+        while self._unacked and self._unacked[0].sequence <= ack.sequence:
+            sent = self._unacked.popleft()
+            self.unacked_bytes -= sent.size
+            self.unacked_changes -= sent.changes
+        for origin, timestamp in ack.applied.items():
+            if timestamp > self.acked.get(origin, 0):
+                self.acked[origin] = timestamp
+        if self.session.state is State.POSITIONING:
+            return self._continue_after_resync(now)
+        self._schedule(now)
+        return []
+
+    def _schedule(self, now: float) -> None:
+        """After an acknowledgement: go on with what the shut window or the flush interval held back."""
+        if self.flush_at is not None or self.unacked_bytes >= self._settings.window_bytes:
+            return
+        if self._resync is not None:
+            self.flush_at = now
+        elif self._stream is not None and not self._stream.caught_up():
+            self.write_noticed(now)
+
+    def _continue_after_resync(self, now: float) -> list[bytes]:
+        # Only the peer knows what the states that it was sent have brought it to.
+        if self._acked_sequence < self._sequence:
+            return []
+        self.session.step(Local.POSITION_KNOWN)
+        return self._open(now)

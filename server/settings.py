@@ -1,0 +1,26 @@
+"""The figures that govern replication, apart from who the peers are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["ReplicationSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicationSettings:
+    """Times are seconds, sizes bytes."""
+
+    flush_interval: float = 0.010
+    flush_changes: int = 100
+    batch_changes_max: int = 5000
+    batch_bytes_max: int = 1 << 20
+    window_bytes: int = 4 << 20
+    heartbeat_interval: float = 1.0
+    dead_after: float = 5.0
+    dial_timeout: float = 5.0
+    backoff_min: float = 0.1
+    backoff_max: float = 5.0
+    report_interval: float = 1.0
+    log_repeat_interval: float = 600.0
+    max_clock_drift_ms: int = 500
