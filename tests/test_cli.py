@@ -21,9 +21,8 @@ def run(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Com
     """`python -m everwrite`, with nothing of ours from the environment of the tests."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("EVERWRITE_")}
     if "PYTHONPATH" in clean:
-        clean["PYTHONPATH"] = os.pathsep.join(
-            str(Path(part).resolve()) for part in clean["PYTHONPATH"].split(os.pathsep)
-        )
+        parts = clean["PYTHONPATH"].split(os.pathsep)
+        clean["PYTHONPATH"] = os.pathsep.join(str(Path(part).resolve()) for part in parts)
     return subprocess.run(
         [sys.executable, "-m", "everwrite", *map(str, arguments)],
         cwd=cwd,
@@ -155,13 +154,8 @@ def test_a_lab_that_cannot_be_is_refused_before_anything_is_made(tmp_path: Path)
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    outcome = subprocess.run(
-        [sys.executable, "-m", "everwrite", "config", "show"],
-        cwd=ROOT,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
+    command = [sys.executable, "-m", "everwrite", "config", "show"]
+    outcome = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert outcome.returncode == 1
     assert outcome.stderr == b""
