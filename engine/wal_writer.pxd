@@ -26,6 +26,7 @@ cdef class WalWriter:
     cdef readonly uint64_t written    # handed to the file system up to here
     cdef readonly uint64_t durable    # known to be on the device up to here
     cdef readonly uint64_t syncs      # fdatasync calls made
+    cdef readonly uint64_t sync_nanoseconds   # time spent in those
     cdef readonly uint64_t appended_bytes
     cdef readonly bint failed
 

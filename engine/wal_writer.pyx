@@ -26,9 +26,22 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t* mutex)
     int pthread_mutex_unlock(pthread_mutex_t* mutex)
 
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec* now)
+
 cdef enum:
     # A buffer that one large batch has grown beyond this is given back after the flush.
     PENDING_KEPT_BYTES = 1 << 22
+
+
+cdef uint64_t _monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 # A collector that cleared the reference to the files first would leave __dealloc__ unable to close.
@@ -192,6 +205,7 @@ cdef class WalWriter:
 
     cdef int sync(self) noexcept nogil:
         cdef uint64_t target
+        cdef uint64_t began
         cdef int handle
         cdef int status = Status.OK
         # Whoever has waited here finds that the sync before may have covered what it came for.
@@ -204,8 +218,10 @@ cdef class WalWriter:
             status = self._refuse()
         elif self.durable < wanted:
             pthread_mutex_unlock(&self._state)
+            began = _monotonic_ns()
             status = self._files.sync(handle)
             pthread_mutex_lock(&self._state)
+            self.sync_nanoseconds += _monotonic_ns() - began
             if status < 0:
                 self._fail(status)
             else:

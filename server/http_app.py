@@ -43,10 +43,11 @@ _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 class HttpStore(metrics.MeasuredStore, Protocol):
     """The part of `everwrite.Store` that HTTP serves."""
 
-    def __getitem__(self, key: bytes, /) -> bytes: ...
-    def __delitem__(self, key: bytes, /) -> None: ...
-    def put(self, key: bytes, value: bytes, *, ttl_ms: int | None = None) -> None: ...
-    def why(self, key: bytes, /) -> dict[str, Any]: ...
+    def __getitem__(self, key: bytes) -> bytes: ...
+    def put(self, key: bytes, value: bytes, *, ttl: float | None = None) -> None: ...
+    def delete(self, key: bytes) -> bool: ...
+    def kind(self, key: bytes) -> str: ...
+    def why(self, key: bytes) -> dict[str, Any]: ...
 
 
 class HttpNode(metrics.MeasuredNode, Protocol):
@@ -144,25 +145,21 @@ class _Routes:
         except KeyError:
             raise HTTPException(404, "there is no such key") from None
         except WrongTypeError:
-            kind = self.store.why(key)["type"]
+            kind = self.store.kind(key)
             message = f"the key holds a {kind}, which has no value of its own: use the Redis protocol to read it"
             return _error(409, "wrong_type", message, type=kind)
         return Response(value, media_type="application/octet-stream")
 
     async def _put(self, request: Request, key: bytes) -> Response:
         ttl = _parameters(request, known=("ttl",)).get("ttl")
-        ttl_ms = None if ttl is None else _ttl_seconds(ttl) * 1000
-        self.store.put(key, await self._body(request), ttl_ms=ttl_ms)
+        seconds = None if ttl is None else _ttl_seconds(ttl)
+        self.store.put(key, await self._body(request), ttl=seconds)
         self.node.notify_write()
         return Response(status_code=204)
 
     async def _delete(self, request: Request, key: bytes) -> Response:
         _parameters(request, known=())
-        try:
-            del self.store[key]
-        except KeyError:
-            pass
-        else:
+        if self.store.delete(key):
             self.node.notify_write()
         return Response(status_code=204)
 

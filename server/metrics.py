@@ -105,17 +105,18 @@ STORE: Final[Mapping[str, Family]] = {
     "log_bytes": _gauge("wal_bytes", "Size of the write-ahead log's files."),
     "log_end": _counter("wal_written_bytes", "Bytes written to the write-ahead log since the store was made."),
     "syncs": _counter("wal_fsyncs", "Times that the write-ahead log was synced to the device."),
-    "sync_microseconds": _counter("wal_fsync_seconds", "Time spent syncing the write-ahead log to the device."),
+    "sync_nanoseconds": _counter("wal_fsync_seconds", "Time spent syncing the write-ahead log to the device."),
     "memtable_bytes": _gauge("memtable_bytes", "Memory that the tables in memory hold."),
     "tables": _gauge("tables", "Sorted table files."),
     "table_bytes": _gauge("table_bytes", "Size of the sorted table files."),
     "local_changes": _counter("local_changes", "Changes that this node's clients made."),
     "applied_changes": _counter("applied_changes", "Changes of other nodes that were applied."),
+    "duplicate_changes": _counter("duplicate_changes", "Changes of other nodes that were here already."),
     "pulls": _counter("state_pulls", "Whole keys fetched because a change built on what was not here."),
 }
 _CONFLICT_PREFIX = "conflicts_"
 # Figures kept in another unit than the metric's, and what they are multiplied by.
-_SCALE: Final[Mapping[str, float]] = {"sync_microseconds": 1e-6}
+_SCALE: Final[Mapping[str, float]] = {"sync_nanoseconds": 1e-9}
 
 # What `Frontend.statistics()` calls a figure.
 FRONTEND: Final[Mapping[str, Family]] = {

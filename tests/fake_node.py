@@ -13,16 +13,19 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
-        self.ttls_ms: dict[bytes, int | None] = {}
+        self.ttls: dict[bytes, float | None] = {}
         self.failure: Exception | None = None
 
-    def __getitem__(self, key: bytes, /) -> bytes:
+    def __getitem__(self, key: bytes) -> bytes:
         self._check(key)
         return self.values[key]
 
-    def __delitem__(self, key: bytes, /) -> None:
+    def delete(self, key: bytes) -> bool:
         self._check(b"")
-        del self.values[key]
+        return self.values.pop(key, None) is not None
+
+    def kind(self, key: bytes) -> str:
+        return "set" if key.startswith(b"set:") else "string" if key in self.values else "none"
 
     def _check(self, key: bytes) -> None:
         if self.failure is not None:
@@ -30,17 +33,17 @@ class FakeStore:
         if key.startswith(b"set:"):
             raise WrongTypeError(f"the key {key!r} holds a set")
 
-    def put(self, key: bytes, value: bytes, *, ttl_ms: int | None = None) -> None:
+    def put(self, key: bytes, value: bytes, *, ttl: float | None = None) -> None:
         self._check(b"")
         self.values[key] = value
-        self.ttls_ms[key] = ttl_ms
+        self.ttls[key] = ttl
 
-    def why(self, key: bytes, /) -> dict[str, Any]:
+    def why(self, key: bytes) -> dict[str, Any]:
         origin, timestamp = 0xABCDEF0123450001, (1_700_000_000_000 << 16) | 5
         dot = {"origin": origin, "timestamp": timestamp, "physical_ms": 1_700_000_000_000, "logical": 5}
         return {
             "key": key,
-            "type": "set" if key.startswith(b"set:") else "string",
+            "type": self.kind(key),
             "value": b"\xff" * (5000 if key == b"long" else 1),
             "visible": dot,
             "context": {origin: timestamp, 2: 3},
@@ -56,6 +59,7 @@ class FakeStore:
             "log_bytes": 4096,
             "log_end": 5000,
             "syncs": 11,
+            "sync_nanoseconds": 1_500_000_000,
             "memtable_bytes": 300,
             "tables": 2,
             "table_bytes": 900,

@@ -74,6 +74,7 @@ def test_positions(memory: MemoryFiles) -> None:
     assert (writer.durable, writer.written, writer.end) == (64, 109, 109)
     writer.make_durable()
     assert (writer.durable, writer.syncs) == (109, 1)
+    assert writer.sync_nanoseconds > 0
     writer.make_durable()
     assert writer.syncs == 1, "nothing new: no sync"
     assert writer.segments() == [(0, 109)]
