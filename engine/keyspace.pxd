@@ -1,0 +1,98 @@
+"""Keys and their states: loading, merging a change into the state and the log.
+
+Thread safety: everything but `lock` needs the lock.
+Invariants: the state is the join of all logged changes; `applied` is the prefix of each
+origin's updates that the state includes; a change is logged before it can leave the store.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from everwrite.change cimport Change, Part
+from everwrite.clock cimport Dot, HybridClock, Vector
+from everwrite.coding cimport Buffer, Reader, Slice
+from everwrite.join cimport Seen
+from everwrite.lsm cimport Lsm, LsmIterator, Pin
+from everwrite.state cimport Element, Head
+from everwrite.wal_writer cimport WalWriter
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+cdef enum FrameKind:
+    # The first byte of a log frame.
+    FRAME_CHANGES = 1      # varint length + change, repeated: one atomic group
+    FRAME_STATE = 2        # a full state without a dot, from a resync
+    FRAME_CLAIM = 3        # varint count + dots: after a resync, this vector is applied
+
+cdef enum Merge:
+    MERGED = 0
+    DUPLICATE = 1          # the context covers it already
+
+
+cdef class Keyspace:
+    cdef Lsm lsm
+    cdef WalWriter wal
+    cdef HybridClock clock
+    cdef Vector applied
+    cdef uint64_t own_origin
+    cdef int failed                     # sticky Status of a failure after which nothing is served
+    cdef pthread_mutex_t mutex
+
+    cdef Head head                      # of the key that `load` or `begin` named
+    cdef Buffer key                     # its entry key: space byte + key
+    cdef Pin pin
+    cdef Head theirs
+    cdef Element element
+    cdef Element their_element
+    cdef Pin element_pin
+    cdef Buffer element_key
+    cdef Buffer encoded
+    cdef Buffer expiry_key
+    cdef Buffer delta
+    cdef Buffer group
+    cdef bint grouping
+    cdef char text[32]                  # a counter as decimal text
+
+    cdef uint64_t live_keys
+    cdef uint64_t local_changes
+    cdef uint64_t applied_changes
+    cdef uint64_t duplicate_changes
+    cdef uint64_t user_change_count
+    cdef uint64_t conflicts_lww
+    cdef uint64_t conflicts_type
+    cdef uint64_t conflicts_add_remove
+    cdef int64_t next_deadline          # no expiry is due before this; 0: unknown
+
+    cdef void lock(self) noexcept nogil
+    cdef void unlock(self) noexcept nogil
+    cdef uint64_t last_timestamp(self) noexcept nogil
+    cdef int64_t now_ms(self) noexcept nogil
+    cdef void batch_begin(self) noexcept nogil
+    cdef int batch_end(self) noexcept nogil
+
+    cdef int load(self, int space, Slice key) noexcept nogil              # 1 an entry exists, 0 not
+    cdef int load_element(self, int kind, Slice name) noexcept nogil      # into `element`; of the loaded key
+    cdef Slice loaded_key(self) noexcept nogil
+    cdef Slice kind_prefix(self, int kind) noexcept nogil                 # borrowed from `element_key`
+
+    # A local update of the loaded key: delta_begin, put_* parts into `delta`, delta_end.
+    cdef int delta_begin(self) noexcept nogil
+    cdef int delta_end(self) noexcept nogil
+
+    cdef int guard(self, const Change* change) noexcept nogil             # OK, ERR_GUARD, or DUPLICATE
+    cdef int merge(self, const Change* change) noexcept nogil
+    cdef int apply_change(self, Slice body) noexcept nogil                # load, guard, merge; no logging
+    cdef int log_change(self, Slice body) noexcept nogil
+    cdef int log_group(self) noexcept nogil
+    cdef int encode_state(self, Buffer* into, Dot dot) noexcept nogil     # the loaded key, whole
+
+    cdef int _merge_delta(self, const Change* change) noexcept nogil
+    cdef int _delta_element(self, const Change* change, const Part* part, const Seen* seen) noexcept nogil
+    cdef int _next_of_kind(self, Reader* r, int kind, Part* part) noexcept nogil
+    cdef int _merge_full(self, const Change* change) noexcept nogil
+    cdef int _merge_element(self, int kind, bint present, const Seen* seen) noexcept nogil
+    cdef int _sweep(self, int kind, const Seen* seen, const Slice* parts) noexcept nogil
+    cdef int _store_head(self, int kind_before, int64_t deadline_before) noexcept nogil
+    cdef int _index_expiry(self, int64_t before, int64_t after) noexcept nogil
+    cdef int _fail(self, int status) noexcept nogil

@@ -1,0 +1,583 @@
+"""Keys and their states; see keyspace.pxd for the invariants."""
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memcmp
+
+from everwrite.change cimport (
+    CHANGE_FULL_STATE,
+    ELEMENT_TOTAL,
+    ELEMENT_WRITE,
+    PART_CLEAR,
+    PART_COUNTER,
+    PART_ELEMENT,
+    PART_ELEMENT_STATE,
+    PART_EXPIRY,
+    PART_FLOORS,
+    PART_HEAD,
+    PART_REGISTER,
+    REGISTER_EXPIRED,
+    REGISTER_TOMBSTONE,
+    Change,
+    Part,
+    change_parse,
+    dot_at,
+    floor_at,
+    part_next,
+    put_change,
+)
+from everwrite.clock cimport Dot, dot_compare, vector_free, vector_init, vector_raise
+from everwrite.coding cimport (
+    Buffer,
+    Reader,
+    Slice,
+    buffer_free,
+    buffer_init,
+    buffer_slice,
+    put_bytes,
+    put_slice,
+    put_u8,
+    reader_left,
+    reader_of,
+    slice_compare,
+    slice_of,
+)
+from everwrite.join cimport (
+    CHANGED,
+    CONFLICT,
+    Seen,
+    join_element,
+    join_expiry,
+    join_head,
+    join_register,
+    join_rows,
+)
+from everwrite.lsm cimport LsmIterator, pin_init, pin_release
+from everwrite.state cimport (
+    SPACE_EXPIRY,
+    SPACE_USER,
+    Row,
+    element_add_dot,
+    element_clear,
+    element_decode,
+    element_encode,
+    element_free,
+    element_init,
+    element_key,
+    element_live,
+    entry_key,
+    head_clear,
+    head_context,
+    head_deadline,
+    head_decode,
+    head_encode,
+    head_free,
+    head_init,
+    head_kind,
+    head_row,
+    head_string_live,
+)
+from everwrite.status cimport Status, fault_corrupt
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+
+
+cdef class Keyspace:
+    """The states of all keys; `TypedKeyspace` adds the typed operations, `Store` files and threads."""
+
+    def __cinit__(self):
+        pthread_mutex_init(&self.mutex, NULL)
+        vector_init(&self.applied)
+        head_init(&self.head)
+        head_init(&self.theirs)
+        element_init(&self.element)
+        element_init(&self.their_element)
+        pin_init(&self.pin)
+        pin_init(&self.element_pin)
+        buffer_init(&self.key)
+        buffer_init(&self.element_key)
+        buffer_init(&self.encoded)
+        buffer_init(&self.expiry_key)
+        buffer_init(&self.delta)
+        buffer_init(&self.group)
+
+    def __dealloc__(self):
+        pin_release(&self.pin)
+        pin_release(&self.element_pin)
+        vector_free(&self.applied)
+        head_free(&self.head)
+        head_free(&self.theirs)
+        element_free(&self.element)
+        element_free(&self.their_element)
+        buffer_free(&self.key)
+        buffer_free(&self.element_key)
+        buffer_free(&self.encoded)
+        buffer_free(&self.expiry_key)
+        buffer_free(&self.delta)
+        buffer_free(&self.group)
+        pthread_mutex_destroy(&self.mutex)
+
+    cdef void lock(self) noexcept nogil:
+        pthread_mutex_lock(&self.mutex)
+
+    cdef void unlock(self) noexcept nogil:
+        pthread_mutex_unlock(&self.mutex)
+
+    cdef uint64_t last_timestamp(self) noexcept nogil:
+        cdef size_t i
+        for i in range(self.applied.size):
+            if self.applied.dots[i].origin == self.own_origin:
+                return self.applied.dots[i].timestamp
+        return 0
+
+    cdef int64_t now_ms(self) noexcept nogil:
+        return self.clock.now_ms()
+
+    cdef int _fail(self, int status) noexcept nogil:
+        # Memory may hold a half-merged change now: nothing may be served or written from it.
+        self.failed = status
+        return status
+
+    # ---- loading ----
+
+    cdef int load(self, int space, Slice key) noexcept nogil:
+        cdef Slice stored
+        cdef int found
+        pin_release(&self.pin)
+        if entry_key(&self.key, space, key) != 0:
+            return Status.ERR_MEMORY
+        found = self.lsm.get(buffer_slice(&self.key), &self.pin, &stored)
+        if found <= 0:
+            head_clear(&self.head)
+            return found
+        if head_decode(&self.head, stored) != Status.OK:
+            return fault_corrupt(b"key state", 0, b"the head of a key can't be decoded")
+        return 1
+
+    cdef Slice loaded_key(self) noexcept nogil:
+        return slice_of(self.key.data + 1, self.key.size - 1)
+
+    cdef int load_element(self, int kind, Slice name) noexcept nogil:
+        cdef Slice stored
+        cdef int found
+        pin_release(&self.element_pin)
+        if element_key(&self.element_key, self.loaded_key(), kind, name) != 0:
+            return Status.ERR_MEMORY
+        found = self.lsm.get(buffer_slice(&self.element_key), &self.element_pin, &stored)
+        if found <= 0:
+            element_clear(&self.element)
+            return found
+        if element_decode(&self.element, stored) != Status.OK:
+            return fault_corrupt(b"key state", 0, b"an element can't be decoded")
+        return 1
+
+    cdef Slice kind_prefix(self, int kind) noexcept nogil:
+        if element_key(&self.element_key, self.loaded_key(), kind, slice_of(NULL, 0)) != 0:
+            return slice_of(NULL, 0)
+        return buffer_slice(&self.element_key)
+
+    # ---- local updates ----
+
+    cdef int delta_begin(self) noexcept nogil:
+        cdef Dot dot
+        dot.origin = self.own_origin
+        dot.timestamp = self.clock.tick()
+        self.delta.size = 0
+        return put_change(
+            &self.delta, 0, dot, head_context(&self.head, self.own_origin), buffer_slice(&self.key)
+        )
+
+    cdef int delta_end(self) noexcept nogil:
+        cdef Change change
+        cdef int status = change_parse(buffer_slice(&self.delta), &change)
+        if status < 0:
+            return self._fail(Status.ERR_MEMORY)
+        status = self.merge(&change)
+        if status < 0:
+            return status
+        self.local_changes += 1
+        if vector_raise(&self.applied, change.dot.origin, change.dot.timestamp) < 0:
+            return self._fail(Status.ERR_MEMORY)
+        return self.log_change(change.body)
+
+    # ---- the log ----
+
+    cdef void batch_begin(self) noexcept nogil:
+        self.grouping = True
+
+    cdef int batch_end(self) noexcept nogil:
+        self.grouping = False
+        return self.log_group()
+
+    cdef int log_change(self, Slice body) noexcept nogil:
+        if self.group.size == 0 and put_u8(&self.group, FrameKind.FRAME_CHANGES) != 0:
+            return self._fail(Status.ERR_MEMORY)
+        if put_slice(&self.group, body) != 0:
+            return self._fail(Status.ERR_MEMORY)
+        if self.grouping:
+            return Status.OK
+        return self.log_group()
+
+    cdef int log_group(self) noexcept nogil:
+        cdef int status
+        if self.group.size == 0:
+            return Status.OK
+        status = self.wal.append(buffer_slice(&self.group))
+        self.group.size = 0
+        return status if status >= 0 else self._fail(status)
+
+    # ---- merging ----
+
+    cdef int guard(self, const Change* change) noexcept nogil:
+        """Whether the loaded key's context reaches all that the change builds on."""
+        cdef Reader r
+        cdef Part part
+        cdef Dot dot
+        cdef size_t i
+        if head_context(&self.head, change.dot.origin) >= change.dot.timestamp:
+            return Merge.DUPLICATE
+        if change.flags & CHANGE_FULL_STATE:
+            return Status.OK
+        if head_context(&self.head, change.dot.origin) < change.previous:
+            return Status.ERR_GUARD
+        r = reader_of(change.parts)
+        while part_next(&r, &part) == 1:
+            if part.tag != PART_ELEMENT and part.tag != PART_CLEAR:
+                continue
+            for i in range(part.dot_count):
+                dot = dot_at(part.dots, i)
+                if head_context(&self.head, dot.origin) < dot.timestamp:
+                    return Status.ERR_GUARD
+        return Status.OK
+
+    cdef int apply_change(self, Slice body) noexcept nogil:
+        cdef Change change
+        cdef int status = change_parse(body, &change)
+        if status < 0:
+            return status
+        status = self.load(change.key.data[0], slice_of(change.key.data + 1, change.key.size - 1))
+        if status < 0:
+            return status
+        status = self.guard(&change)
+        if status != Status.OK:
+            return status
+        return self.merge(&change)
+
+    cdef int merge(self, const Change* change) noexcept nogil:
+        """state' = join(state, change), for the loaded key. A failure inside leaves the store failed."""
+        cdef int kind_before = head_kind(&self.head)
+        cdef int64_t deadline_before = head_deadline(&self.head)
+        cdef bint clash_before = self.head.count[0] and self.head.count[1]
+        cdef bint clash
+        cdef Row* row
+        cdef int status
+        clash_before |= head_string_live(&self.head) and (self.head.count[0] or self.head.count[1])
+        if change.flags & CHANGE_FULL_STATE:
+            status = self._merge_full(change)
+        else:
+            status = self._merge_delta(change)
+        if status < 0:
+            return self._fail(status)
+        if change.dot.timestamp:
+            row = head_row(&self.head, change.dot.origin)
+            if row == NULL:
+                return self._fail(Status.ERR_MEMORY)
+            if row.context < change.dot.timestamp:
+                row.context = change.dot.timestamp
+        clash = self.head.count[0] and self.head.count[1]
+        clash |= head_string_live(&self.head) and (self.head.count[0] or self.head.count[1])
+        if clash and not clash_before:
+            self.conflicts_type += 1
+        if self.key.data[0] == SPACE_USER:
+            self.user_change_count += 1
+        status = self._store_head(kind_before, deadline_before)
+        return self._fail(status) if status < 0 else Status.OK
+
+    cdef int _merge_delta(self, const Change* change) noexcept nogil:
+        cdef Reader r = reader_of(change.parts)
+        cdef Part part
+        cdef Seen seen
+        cdef Row row
+        cdef int status
+        cdef size_t i
+        cdef bint own = change.dot.origin == self.own_origin
+        seen.rows = NULL
+        seen.own = change.dot
+        while True:
+            status = part_next(&r, &part)
+            if status <= 0:
+                return status
+            seen.dots = part.dots
+            seen.dot_count = part.dot_count
+            seen.vector = part.tag == PART_CLEAR
+            if part.tag == PART_REGISTER:
+                if part.flags & REGISTER_EXPIRED:
+                    status = join_register(&self.head, part.over, True, part.value, part.over)
+                else:
+                    status = join_register(
+                        &self.head, change.dot, part.flags & REGISTER_TOMBSTONE, part.value, part.over
+                    )
+                    if status & CONFLICT and not own:
+                        self.conflicts_lww += 1
+            elif part.tag == PART_COUNTER:
+                row.origin = change.dot.origin
+                row.context = 0
+                row.counter = change.dot.timestamp
+                row.total = part.total
+                row.floor = 0
+                status = join_rows(&self.head.rows, &self.head.size, &self.head.capacity, &row, 1)
+            elif part.tag == PART_FLOORS:
+                for i in range(part.floor_count):
+                    floor_at(part.floors, i, &row)
+                    status = join_rows(&self.head.rows, &self.head.size, &self.head.capacity, &row, 1)
+                    if status < 0:
+                        break
+            elif part.tag == PART_EXPIRY:
+                status = join_expiry(&self.head, change.dot, part.deadline)
+            elif part.tag == PART_CLEAR:
+                for i in range(2):
+                    if part.kind & (1 << i):
+                        status = self._sweep(<int>i + 2, &seen, NULL)
+                        if status < 0:
+                            break
+            elif part.tag == PART_ELEMENT:
+                status = self._delta_element(change, &part, &seen)
+            if status < 0:
+                return status
+
+    cdef int _delta_element(self, const Change* change, const Part* part, const Seen* seen) noexcept nogil:
+        cdef Row row
+        cdef int status = Status.OK
+        cdef size_t i
+        element_clear(&self.their_element)
+        if part.flags & ELEMENT_WRITE:
+            status = element_add_dot(&self.their_element, change.dot, part.value)
+        if part.flags & ELEMENT_TOTAL:
+            row.origin = change.dot.origin
+            row.context = 0
+            row.counter = change.dot.timestamp
+            row.total = part.total
+            row.floor = 0
+            status |= join_rows(
+                &self.their_element.rows, &self.their_element.row_count, &self.their_element.row_capacity, &row, 1
+            )
+        for i in range(part.floor_count):
+            floor_at(part.floors, i, &row)
+            status |= join_rows(
+                &self.their_element.rows, &self.their_element.row_count, &self.their_element.row_capacity, &row, 1
+            )
+        if status < 0:
+            return status
+        if part.flags and dot_compare(change.dot, self.head.newest[part.kind - 2]) > 0:
+            self.head.newest[part.kind - 2] = change.dot
+        status = self.load_element(part.kind, part.name)
+        if status < 0:
+            return status
+        return self._merge_element(part.kind, status == 1, seen)
+
+    cdef int _merge_element(self, int kind, bint present, const Seen* seen) noexcept nogil:
+        """Join `their_element` into `element`, which stands under `element_key`, and store it."""
+        cdef bint live_before = present and element_live(&self.element)
+        cdef bint live
+        cdef int status = join_element(
+            &self.element, self.head.rows, self.head.size, &self.their_element, seen
+        )
+        if status < 0:
+            return status
+        if status & CONFLICT:
+            self.conflicts_add_remove += 1
+        if not status & CHANGED:
+            return Status.OK
+        if self.element.size == 0 and self.element.row_count == 0:
+            # Nothing to keep: the context of the key tells that the element was removed.
+            status = self.lsm.remove(buffer_slice(&self.element_key)) if present else Status.OK
+        else:
+            self.encoded.size = 0
+            if element_encode(&self.element, &self.encoded) < 0:
+                return Status.ERR_MEMORY
+            status = self.lsm.put(buffer_slice(&self.element_key), buffer_slice(&self.encoded))
+        live = element_live(&self.element)
+        if live and not live_before:
+            self.head.count[kind - 2] += 1
+        elif live_before and not live:
+            self.head.count[kind - 2] -= 1
+        return status
+
+    cdef int _sweep(self, int kind, const Seen* seen, const Slice* parts) noexcept nogil:
+        """Join every element of one kind with what the other side has of it.
+
+        `parts` NULL: the other side has no element (a clear). Else they are a full state's
+        encoded parts, in the order of the iteration, and both sequences are walked together.
+        """
+        cdef LsmIterator* it = self.lsm.iterator()
+        cdef Reader r
+        cdef Part part
+        cdef Buffer prefix
+        cdef Slice stored_key
+        cdef Slice name
+        cdef int status
+        cdef int more_theirs = 0
+        cdef int at_mine
+        cdef int order
+        if it == NULL:
+            return Status.ERR_MEMORY
+        buffer_init(&prefix)
+        status = element_key(&prefix, self.loaded_key(), kind, slice_of(NULL, 0))
+        if parts != NULL:
+            r = reader_of(parts[0])
+            more_theirs = self._next_of_kind(&r, kind, &part)
+        at_mine = self.lsm.seek(it, buffer_slice(&prefix)) if status == 0 else status
+        while at_mine >= 0 and more_theirs >= 0:
+            if at_mine:
+                stored_key = self.lsm.key(it)
+                if stored_key.size < prefix.size or memcmp(stored_key.data, prefix.data, prefix.size) != 0:
+                    at_mine = 0
+            if not at_mine and not more_theirs:
+                break
+            if at_mine:
+                name = slice_of(stored_key.data + prefix.size, stored_key.size - prefix.size)
+            order = -1 if not more_theirs else (1 if not at_mine else slice_compare(name, part.name))
+            element_clear(&self.element)
+            element_clear(&self.their_element)
+            if order <= 0:
+                self.element_key.size = 0
+                status = put_bytes(&self.element_key, stored_key.data, stored_key.size)
+                if status == 0:
+                    status = element_decode(&self.element, self.lsm.value(it))
+            else:
+                status = element_key(&self.element_key, self.loaded_key(), kind, part.name)
+            if status == 0 and order >= 0:
+                status = element_decode(&self.their_element, part.value)
+            if status == 0:
+                status = self._merge_element(kind, order <= 0, seen)
+            if status < 0:
+                break
+            if order >= 0:
+                more_theirs = self._next_of_kind(&r, kind, &part)
+            if order <= 0:
+                at_mine = self.lsm.next(it)
+        self.lsm.iterator_free(it)
+        buffer_free(&prefix)
+        if status < 0:
+            return status
+        return at_mine if at_mine < 0 else (more_theirs if more_theirs < 0 else Status.OK)
+
+    cdef int _next_of_kind(self, Reader* r, int kind, Part* part) noexcept nogil:
+        cdef int status
+        while True:
+            status = part_next(r, part)
+            if status <= 0:
+                return status
+            if part.tag == PART_ELEMENT_STATE and part.kind == kind:
+                return 1
+
+    cdef int _merge_full(self, const Change* change) noexcept nogil:
+        cdef Reader r = reader_of(change.parts)
+        cdef Part part
+        cdef Seen seen
+        cdef Slice elements
+        cdef int status = part_next(&r, &part)
+        cdef int kind
+        if status != 1 or part.tag != PART_HEAD:
+            return Status.ERR_DECODE
+        status = head_decode(&self.theirs, part.value)
+        if status < 0:
+            return status
+        elements = slice_of(r.at, reader_left(&r))
+        seen.rows = self.theirs.rows
+        seen.row_count = self.theirs.size
+        seen.dots = NULL
+        seen.dot_count = 0
+        seen.vector = False
+        for kind in range(2, 4):
+            status = self._sweep(kind, &seen, &elements)
+            if status < 0:
+                return status
+        status = join_head(&self.head, &self.theirs)
+        if status >= 0 and status & CONFLICT:
+            self.conflicts_lww += 1
+        return status
+
+    cdef int _store_head(self, int kind_before, int64_t deadline_before) noexcept nogil:
+        cdef int status
+        cdef int kind = head_kind(&self.head)
+        cdef int64_t deadline
+        self.encoded.size = 0
+        if head_encode(&self.head, &self.encoded) < 0:
+            return Status.ERR_MEMORY
+        status = self.lsm.put(buffer_slice(&self.key), buffer_slice(&self.encoded))
+        if status < 0 or self.key.data[0] != SPACE_USER:
+            return status
+        if kind and not kind_before:
+            self.live_keys += 1
+        elif kind_before and not kind:
+            self.live_keys -= 1
+        deadline = head_deadline(&self.head) if kind else 0
+        if not kind_before:
+            deadline_before = 0
+        if deadline != deadline_before:
+            return self._index_expiry(deadline_before, deadline)
+        return Status.OK
+
+    cdef int _index_expiry(self, int64_t before, int64_t after) noexcept nogil:
+        cdef int status = Status.OK
+        if before:
+            status = _expiry_key(&self.expiry_key, before, self.loaded_key())
+            if status == 0:
+                status = self.lsm.remove(buffer_slice(&self.expiry_key))
+        if status >= 0 and after:
+            status = _expiry_key(&self.expiry_key, after, self.loaded_key())
+            if status == 0:
+                status = self.lsm.put(buffer_slice(&self.expiry_key), slice_of(NULL, 0))
+            if self.next_deadline == 0 or after < self.next_deadline:
+                self.next_deadline = after
+        return status
+
+    cdef int encode_state(self, Buffer* into, Dot dot) noexcept nogil:
+        """The loaded key as a full-state change named by `dot` (0, 0: none). Lasts: appended to `into`."""
+        cdef LsmIterator* it
+        cdef Buffer prefix
+        cdef Slice stored_key
+        cdef int failed
+        cdef int status
+        cdef int kind
+        failed = put_change(into, CHANGE_FULL_STATE, dot, 0, buffer_slice(&self.key))
+        self.encoded.size = 0
+        failed |= head_encode(&self.head, &self.encoded)
+        failed |= put_u8(into, PART_HEAD) | put_slice(into, buffer_slice(&self.encoded))
+        if failed:
+            return Status.ERR_MEMORY
+        it = self.lsm.iterator()
+        if it == NULL:
+            return Status.ERR_MEMORY
+        buffer_init(&prefix)
+        status = Status.OK
+        for kind in range(2, 4):
+            failed = element_key(&prefix, self.loaded_key(), kind, slice_of(NULL, 0))
+            status = self.lsm.seek(it, buffer_slice(&prefix)) if not failed else Status.ERR_MEMORY
+            while status > 0:
+                stored_key = self.lsm.key(it)
+                if stored_key.size < prefix.size or memcmp(stored_key.data, prefix.data, prefix.size) != 0:
+                    break
+                failed = put_u8(into, PART_ELEMENT_STATE) | put_u8(into, <uint8_t>kind)
+                failed |= put_slice(into, slice_of(stored_key.data + prefix.size, stored_key.size - prefix.size))
+                failed |= put_slice(into, self.lsm.value(it))
+                status = self.lsm.next(it) if not failed else Status.ERR_MEMORY
+            if status < 0:
+                break
+        self.lsm.iterator_free(it)
+        buffer_free(&prefix)
+        return status if status < 0 else Status.OK
+
+
+cdef int _expiry_key(Buffer* into, int64_t deadline, Slice key) noexcept nogil:
+    cdef int shift
+    cdef int failed
+    into.size = 0
+    failed = put_u8(into, <uint8_t>SPACE_EXPIRY)
+    for shift in range(56, -8, -8):
+        failed |= put_u8(into, <uint8_t>((<uint64_t>deadline >> shift) & 0xFF))
+    return failed | put_bytes(into, key.data, key.size)

@@ -1,0 +1,109 @@
+"""The state of a key: its head, its elements, and how both are stored.
+
+docs/formats/state.md shows the bytes. A head holds everything of a key except the
+elements of its collections, which are entries of their own.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from everwrite.clock cimport Dot
+from everwrite.coding cimport Buffer, Slice
+
+cdef extern from *:
+    # Sums of many 64-bit contributions, before they are brought back to 64 bits.
+    ctypedef long long wide_t "__int128"
+
+# The first byte of an entry's key tells what the entry is.
+cdef enum Space:
+    SPACE_SYSTEM = 1      # + name: head of a system register
+    SPACE_USER = 2        # + key: head of a user's key
+    SPACE_ELEMENT = 3     # + u32 big-endian length of the key + key + kind + element
+    SPACE_EXPIRY = 4      # + u64 big-endian deadline + key: local index, no value
+
+cdef enum Limit:
+    MAX_KEY = 65536
+    MAX_VALUE = 67108864
+
+
+cdef struct Row:
+    # What one origin has done to a key. `context` is its entry of the key's causal context;
+    # the counter pair is its running total as of `counter`; the floor is what resets have observed.
+    uint64_t origin
+    uint64_t context
+    uint64_t counter
+    int64_t total
+    uint64_t floor
+    int64_t floor_total
+
+
+cdef struct Head:
+    # Invariants: rows are sorted by origin; the register's and expiry's dots lie inside the context.
+    bint has_register
+    bint tombstone
+    Dot dot                 # the register's
+    Slice value             # borrowed from the bytes it was decoded from
+    bint has_expiry
+    Dot expiry_dot
+    int64_t deadline        # Unix ms; 0: no deadline
+    bint has_lost
+    Dot lost                # newest register write that lost to a concurrent one (diagnostics, local)
+    Dot newest[2]           # newest dot ever added to the set, to the map
+    uint64_t count[2]       # live elements of the set, of the map (derived, local)
+    Row* rows
+    size_t size
+    size_t capacity
+
+
+cdef struct ElementDot:
+    Dot dot
+    Slice value
+
+
+cdef struct Element:
+    # dots: the writes of this element that nothing has removed, sorted by dot.
+    # rows: counter contributions of a map field (their `context` is unused), sorted by origin.
+    ElementDot* dots
+    size_t size
+    size_t capacity
+    Row* rows
+    size_t row_count
+    size_t row_capacity
+
+
+cdef void head_init(Head* head) noexcept nogil
+cdef void head_free(Head* head) noexcept nogil
+cdef void head_clear(Head* head) noexcept nogil                  # keeps the row array
+cdef int head_decode(Head* head, Slice stored) noexcept nogil    # OK, ERR_DECODE, ERR_MEMORY
+cdef int head_encode(const Head* head, Buffer* into) noexcept nogil
+cdef uint64_t head_context(const Head* head, uint64_t origin) noexcept nogil
+cdef Row* head_row(Head* head, uint64_t origin) noexcept nogil   # found or inserted; NULL when out of memory
+cdef const Row* rows_find(const Row* rows, size_t size, uint64_t origin) noexcept nogil
+cdef Row* rows_insert(Row** rows, size_t* size, size_t* capacity, uint64_t origin) noexcept nogil
+
+cdef bint row_live(const Row* row) noexcept nogil
+cdef bint rows_sum(const Row* rows, size_t size, wide_t* sum, Dot* newest) noexcept nogil   # any live row?
+cdef int64_t saturate(wide_t value) noexcept nogil
+
+cdef bint head_string_live(const Head* head) noexcept nogil
+cdef int head_kind(const Head* head) noexcept nogil              # a store.Kind; expiry isn't looked at
+cdef bint head_expired(const Head* head, int64_t now_ms) noexcept nogil
+cdef int64_t head_deadline(const Head* head) noexcept nogil      # the effective one; 0: none
+
+cdef void element_init(Element* element) noexcept nogil
+cdef void element_free(Element* element) noexcept nogil
+cdef void element_clear(Element* element) noexcept nogil
+cdef int element_decode(Element* element, Slice stored) noexcept nogil
+cdef int element_encode(const Element* element, Buffer* into) noexcept nogil
+cdef int element_add_dot(Element* element, Dot dot, Slice value) noexcept nogil
+cdef bint element_live(const Element* element) noexcept nogil
+
+# What a register or field shows: the text of its newest write, or base + increments as decimal text.
+# Returns 1 and *shown (borrowed from `base` or written to `scratch`, 24 bytes), or 0 when there is nothing.
+cdef int show(
+    bint has_base, Dot base_dot, Slice base, const Row* rows, size_t size, char* scratch, Slice* shown
+) noexcept nogil
+cdef bint parse_integer(Slice text, int64_t* value) noexcept nogil
+cdef size_t format_integer(int64_t value, char* into) noexcept nogil
+
+cdef int entry_key(Buffer* into, int space, Slice key) noexcept nogil
+cdef int element_key(Buffer* into, Slice key, int kind, Slice name) noexcept nogil

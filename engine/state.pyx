@@ -1,0 +1,504 @@
+"""The state of a key: codecs and the questions that a state answers by itself.
+
+Nothing here combines two states; that is `join`'s alone.
+"""
+
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, memmove, memset
+
+from everwrite.clock cimport Dot, dot_compare
+from everwrite.coding cimport (
+    Buffer,
+    Reader,
+    Slice,
+    get_bytes,
+    get_slice,
+    get_u8,
+    get_u64,
+    get_varint,
+    put_bytes,
+    put_slice,
+    put_u8,
+    put_u64,
+    put_varint,
+    reader_left,
+    reader_of,
+    slice_of,
+)
+from everwrite.status cimport Status
+
+cdef enum HeadFlag:
+    HAS_REGISTER = 1
+    IS_TOMBSTONE = 2
+    HAS_EXPIRY = 4
+    HAS_ROWS = 8           # else the context is exactly the register's dot
+    HAS_COLLECTIONS = 16
+    HAS_LOST = 32
+    KNOWN_HEAD_FLAGS = 63
+
+cdef enum RowFlag:
+    HAS_COUNTER = 1
+    HAS_FLOOR = 2
+    KNOWN_ROW_FLAGS = 3
+
+
+# ---- rows ----
+
+cdef const Row* rows_find(const Row* rows, size_t size, uint64_t origin) noexcept nogil:
+    cdef size_t i
+    for i in range(size):
+        if rows[i].origin >= origin:
+            return &rows[i] if rows[i].origin == origin else NULL
+    return NULL
+
+
+cdef Row* rows_insert(Row** rows, size_t* size, size_t* capacity, uint64_t origin) noexcept nogil:
+    cdef size_t at = 0
+    cdef size_t grown
+    cdef Row* moved
+    while at < size[0] and rows[0][at].origin < origin:
+        at += 1
+    if at < size[0] and rows[0][at].origin == origin:
+        return &rows[0][at]
+    if size[0] == capacity[0]:
+        grown = capacity[0] * 2 if capacity[0] else 4
+        moved = <Row*>realloc(rows[0], grown * sizeof(Row))
+        if moved == NULL:
+            return NULL
+        rows[0] = moved
+        capacity[0] = grown
+    memmove(&rows[0][at + 1], &rows[0][at], (size[0] - at) * sizeof(Row))
+    memset(&rows[0][at], 0, sizeof(Row))
+    rows[0][at].origin = origin
+    size[0] += 1
+    return &rows[0][at]
+
+
+cdef bint row_live(const Row* row) noexcept nogil:
+    return row.counter > row.floor
+
+
+cdef bint rows_sum(const Row* rows, size_t size, wide_t* sum, Dot* newest) noexcept nogil:
+    """The exact sum of the live contributions, and the newest live increment's dot."""
+    cdef size_t i
+    cdef bint any_live = False
+    cdef Dot dot
+    cdef wide_t total = 0
+    newest.origin = 0
+    newest.timestamp = 0
+    for i in range(size):
+        if not row_live(&rows[i]):
+            continue
+        any_live = True
+        # Totals wrap: only their difference means something.
+        total = total + <int64_t>(<uint64_t>rows[i].total - <uint64_t>rows[i].floor_total)
+        dot.origin = rows[i].origin
+        dot.timestamp = rows[i].counter
+        if dot_compare(dot, newest[0]) > 0:
+            newest[0] = dot
+    sum[0] = total
+    return any_live
+
+
+cdef int64_t saturate(wide_t value) noexcept nogil:
+    """Concurrent increments may leave 64 bits together: the nearest end shows then, everywhere the same."""
+    if value > INT64_MAX:
+        return INT64_MAX
+    if value < INT64_MIN:
+        return INT64_MIN
+    return <int64_t>value
+
+
+cdef int _encode_rows(const Row* rows, size_t size, bint with_context, Buffer* into) noexcept nogil:
+    cdef size_t i
+    cdef int failed = put_varint(into, size)
+    cdef uint8_t flags
+    for i in range(size):
+        flags = 0
+        if rows[i].counter:
+            flags |= RowFlag.HAS_COUNTER
+        if rows[i].floor:
+            flags |= RowFlag.HAS_FLOOR
+        failed |= put_u64(into, rows[i].origin)
+        failed |= put_u8(into, flags)
+        if with_context:
+            failed |= put_u64(into, rows[i].context)
+        if flags & RowFlag.HAS_COUNTER:
+            failed |= put_u64(into, rows[i].counter)
+            failed |= put_u64(into, <uint64_t>rows[i].total)
+        if flags & RowFlag.HAS_FLOOR:
+            failed |= put_u64(into, rows[i].floor)
+            failed |= put_u64(into, <uint64_t>rows[i].floor_total)
+    return Status.ERR_MEMORY if failed else Status.OK
+
+
+cdef int _decode_rows(
+    Row** rows, size_t* size, size_t* capacity, bint with_context, Reader* r
+) noexcept nogil:
+    cdef uint64_t count = get_varint(r)
+    cdef uint64_t i
+    cdef uint64_t origin
+    cdef uint64_t previous = 0
+    cdef uint8_t flags
+    cdef Row* row
+    for i in range(count):
+        origin = get_u64(r)
+        flags = get_u8(r)
+        if r.failed or flags & ~RowFlag.KNOWN_ROW_FLAGS or (i and origin <= previous):
+            return Status.ERR_DECODE
+        previous = origin
+        row = rows_insert(rows, size, capacity, origin)
+        if row == NULL:
+            return Status.ERR_MEMORY
+        if with_context:
+            row.context = get_u64(r)
+        if flags & RowFlag.HAS_COUNTER:
+            row.counter = get_u64(r)
+            row.total = <int64_t>get_u64(r)
+        if flags & RowFlag.HAS_FLOOR:
+            row.floor = get_u64(r)
+            row.floor_total = <int64_t>get_u64(r)
+    return Status.ERR_DECODE if r.failed else Status.OK
+
+
+# ---- heads ----
+
+cdef void head_init(Head* head) noexcept nogil:
+    memset(head, 0, sizeof(Head))
+
+
+cdef void head_free(Head* head) noexcept nogil:
+    free(head.rows)
+    memset(head, 0, sizeof(Head))
+
+
+cdef void head_clear(Head* head) noexcept nogil:
+    cdef Row* rows = head.rows
+    cdef size_t capacity = head.capacity
+    memset(head, 0, sizeof(Head))
+    head.rows = rows
+    head.capacity = capacity
+
+
+cdef uint64_t head_context(const Head* head, uint64_t origin) noexcept nogil:
+    cdef const Row* row = rows_find(head.rows, head.size, origin)
+    return 0 if row == NULL else row.context
+
+
+cdef Row* head_row(Head* head, uint64_t origin) noexcept nogil:
+    return rows_insert(&head.rows, &head.size, &head.capacity, origin)
+
+
+cdef inline Dot _get_dot(Reader* r) noexcept nogil:
+    cdef Dot dot
+    dot.origin = get_u64(r)
+    dot.timestamp = get_u64(r)
+    return dot
+
+
+cdef inline int _put_dot(Buffer* into, Dot dot) noexcept nogil:
+    return put_u64(into, dot.origin) | put_u64(into, dot.timestamp)
+
+
+cdef int head_decode(Head* head, Slice stored) noexcept nogil:
+    cdef Reader r = reader_of(stored)
+    cdef uint8_t flags = get_u8(&r)
+    cdef Row* row
+    cdef int status
+    cdef int i
+    head_clear(head)
+    if r.failed or flags & ~HeadFlag.KNOWN_HEAD_FLAGS:
+        return Status.ERR_DECODE
+    if flags & HeadFlag.HAS_REGISTER:
+        head.has_register = True
+        head.tombstone = (flags & HeadFlag.IS_TOMBSTONE) != 0
+        head.dot = _get_dot(&r)
+    if flags & HeadFlag.HAS_EXPIRY:
+        head.has_expiry = True
+        head.expiry_dot = _get_dot(&r)
+        head.deadline = <int64_t>get_u64(&r)
+    if flags & HeadFlag.HAS_LOST:
+        head.has_lost = True
+        head.lost = _get_dot(&r)
+    if flags & HeadFlag.HAS_COLLECTIONS:
+        for i in range(2):
+            head.newest[i] = _get_dot(&r)
+            head.count[i] = get_varint(&r)
+    if flags & HeadFlag.HAS_ROWS:
+        status = _decode_rows(&head.rows, &head.size, &head.capacity, True, &r)
+        if status < 0:
+            return status
+    elif head.has_register:
+        row = head_row(head, head.dot.origin)
+        if row == NULL:
+            return Status.ERR_MEMORY
+        row.context = head.dot.timestamp
+    if r.failed:
+        return Status.ERR_DECODE
+    head.value = get_bytes(&r, reader_left(&r))
+    return Status.OK
+
+
+cdef int head_encode(const Head* head, Buffer* into) noexcept nogil:
+    cdef uint8_t flags = 0
+    cdef int failed
+    cdef int i
+    if head.has_register:
+        flags |= HeadFlag.HAS_REGISTER
+        if head.tombstone:
+            flags |= HeadFlag.IS_TOMBSTONE
+    if head.has_expiry:
+        flags |= HeadFlag.HAS_EXPIRY
+    if head.has_lost:
+        flags |= HeadFlag.HAS_LOST
+    if head.newest[0].timestamp or head.newest[1].timestamp:
+        flags |= HeadFlag.HAS_COLLECTIONS
+    if not (
+        head.has_register
+        and head.size == 1
+        and head.rows[0].origin == head.dot.origin
+        and head.rows[0].context == head.dot.timestamp
+        and head.rows[0].counter == 0
+        and head.rows[0].floor == 0
+    ):
+        flags |= HeadFlag.HAS_ROWS
+    failed = put_u8(into, flags)
+    if head.has_register:
+        failed |= _put_dot(into, head.dot)
+    if head.has_expiry:
+        failed |= _put_dot(into, head.expiry_dot)
+        failed |= put_u64(into, <uint64_t>head.deadline)
+    if head.has_lost:
+        failed |= _put_dot(into, head.lost)
+    if flags & HeadFlag.HAS_COLLECTIONS:
+        for i in range(2):
+            failed |= _put_dot(into, head.newest[i])
+            failed |= put_varint(into, head.count[i])
+    if flags & HeadFlag.HAS_ROWS:
+        failed |= _encode_rows(head.rows, head.size, True, into)
+    if head.has_register and not head.tombstone:
+        failed |= put_bytes(into, head.value.data, head.value.size)
+    return Status.ERR_MEMORY if failed else Status.OK
+
+
+cdef bint head_string_live(const Head* head) noexcept nogil:
+    cdef size_t i
+    if head.has_register and not head.tombstone:
+        return True
+    for i in range(head.size):
+        if row_live(&head.rows[i]):
+            return True
+    return False
+
+
+cdef int head_kind(const Head* head) noexcept nogil:
+    """The kind that shows: of the alive ones, the one with the newest dot (0 none, 1 string, 2 set, 3 map)."""
+    cdef int kind = 0
+    cdef Dot best
+    cdef Dot newest
+    cdef wide_t sum
+    cdef int i
+    best.origin = 0
+    best.timestamp = 0
+    if head.count[0] == 0 and head.count[1] == 0:
+        return 1 if head_string_live(head) else 0
+    if rows_sum(head.rows, head.size, &sum, &best):
+        kind = 1
+    if head.has_register and not head.tombstone:
+        kind = 1
+        if dot_compare(head.dot, best) > 0:
+            best = head.dot
+    for i in range(2):
+        newest = head.newest[i]
+        if head.count[i] and dot_compare(newest, best) > 0:
+            best = newest
+            kind = 2 + i
+    return kind
+
+
+cdef int64_t head_deadline(const Head* head) noexcept nogil:
+    # A register written after the deadline was set has cleared it.
+    if not head.has_expiry or (head.has_register and dot_compare(head.expiry_dot, head.dot) < 0):
+        return 0
+    return head.deadline
+
+
+cdef bint head_expired(const Head* head, int64_t now_ms) noexcept nogil:
+    cdef int64_t deadline = head_deadline(head)
+    return deadline != 0 and deadline <= now_ms
+
+
+# ---- elements ----
+
+cdef void element_init(Element* element) noexcept nogil:
+    memset(element, 0, sizeof(Element))
+
+
+cdef void element_free(Element* element) noexcept nogil:
+    free(element.dots)
+    free(element.rows)
+    memset(element, 0, sizeof(Element))
+
+
+cdef void element_clear(Element* element) noexcept nogil:
+    element.size = 0
+    element.row_count = 0
+
+
+cdef int element_add_dot(Element* element, Dot dot, Slice value) noexcept nogil:
+    cdef size_t at = 0
+    cdef size_t capacity
+    cdef ElementDot* grown
+    while at < element.size and dot_compare(element.dots[at].dot, dot) < 0:
+        at += 1
+    if at < element.size and dot_compare(element.dots[at].dot, dot) == 0:
+        return Status.OK
+    if element.size == element.capacity:
+        capacity = element.capacity * 2 if element.capacity else 4
+        grown = <ElementDot*>realloc(element.dots, capacity * sizeof(ElementDot))
+        if grown == NULL:
+            return Status.ERR_MEMORY
+        element.dots = grown
+        element.capacity = capacity
+    memmove(&element.dots[at + 1], &element.dots[at], (element.size - at) * sizeof(ElementDot))
+    element.dots[at].dot = dot
+    element.dots[at].value = value
+    element.size += 1
+    return Status.OK
+
+
+cdef int element_decode(Element* element, Slice stored) noexcept nogil:
+    cdef Reader r = reader_of(stored)
+    cdef uint64_t count = get_varint(&r)
+    cdef uint64_t i
+    cdef Dot dot
+    cdef Slice value
+    cdef int status
+    element_clear(element)
+    for i in range(count):
+        dot = _get_dot(&r)
+        value = get_slice(&r)
+        if r.failed:
+            return Status.ERR_DECODE
+        if element_add_dot(element, dot, value) < 0:
+            return Status.ERR_MEMORY
+    status = _decode_rows(&element.rows, &element.row_count, &element.row_capacity, False, &r)
+    if status == Status.OK and reader_left(&r):
+        return Status.ERR_DECODE
+    return status
+
+
+cdef int element_encode(const Element* element, Buffer* into) noexcept nogil:
+    cdef size_t i
+    cdef int failed = put_varint(into, element.size)
+    for i in range(element.size):
+        failed |= _put_dot(into, element.dots[i].dot)
+        failed |= put_slice(into, element.dots[i].value)
+    failed |= _encode_rows(element.rows, element.row_count, False, into)
+    return Status.ERR_MEMORY if failed else Status.OK
+
+
+cdef bint element_live(const Element* element) noexcept nogil:
+    cdef size_t i
+    if element.size:
+        return True
+    for i in range(element.row_count):
+        if row_live(&element.rows[i]):
+            return True
+    return False
+
+
+# ---- what is shown ----
+
+cdef bint parse_integer(Slice text, int64_t* value) noexcept nogil:
+    """Decimal text as Redis takes it: an optional minus, no leading zeros, no spaces, 64 bits signed."""
+    cdef size_t i = 0
+    cdef bint negative = False
+    cdef uint64_t magnitude = 0
+    cdef uint64_t limit
+    cdef uint8_t digit
+    if text.size == 0 or text.size > 20:
+        return False
+    if text.data[0] == 45:
+        negative = True
+        i = 1
+        if text.size == 1:
+            return False
+    if text.data[i] == 48 and (text.size > i + 1 or negative):
+        return False
+    limit = (<uint64_t>1 << 63) if negative else (<uint64_t>1 << 63) - 1
+    while i < text.size:
+        digit = text.data[i] - 48
+        if digit > 9 or magnitude > (limit - digit) // 10:
+            return False
+        magnitude = magnitude * 10 + digit
+        i += 1
+    value[0] = <int64_t>(0 - magnitude) if negative else <int64_t>magnitude
+    return True
+
+
+cdef size_t format_integer(int64_t value, char* into) noexcept nogil:
+    """Decimal text of `value`; at most 20 bytes, no terminator. Returns its length."""
+    cdef char digits[20]
+    cdef size_t n = 0
+    cdef size_t size = 0
+    cdef uint64_t magnitude = (0 - <uint64_t>value) if value < 0 else <uint64_t>value
+    while True:
+        digits[n] = <char>(48 + magnitude % 10)
+        n += 1
+        magnitude //= 10
+        if magnitude == 0:
+            break
+    if value < 0:
+        into[0] = 45
+        size = 1
+    while n:
+        n -= 1
+        into[size] = digits[n]
+        size += 1
+    return size
+
+
+cdef int show(
+    bint has_base, Dot base_dot, Slice base, const Row* rows, size_t size, char* scratch, Slice* shown
+) noexcept nogil:
+    cdef wide_t sum
+    cdef int64_t number = 0
+    cdef Dot newest
+    if not rows_sum(rows, size, &sum, &newest):
+        if has_base:
+            shown[0] = base
+            return 1
+        return 0
+    if has_base and not parse_integer(base, &number):
+        # Text met increments that it hadn't seen: the newer of the two shows.
+        if dot_compare(base_dot, newest) > 0:
+            shown[0] = base
+            return 1
+        number = 0
+    shown[0] = slice_of(scratch, format_integer(saturate(sum + number), scratch))
+    return 1
+
+
+# ---- keys of entries ----
+
+cdef int entry_key(Buffer* into, int space, Slice key) noexcept nogil:
+    into.size = 0
+    return put_u8(into, <uint8_t>space) | put_bytes(into, key.data, key.size)
+
+
+cdef int element_key(Buffer* into, Slice key, int kind, Slice name) noexcept nogil:
+    cdef uint8_t length[4]
+    length[0] = (key.size >> 24) & 0xFF
+    length[1] = (key.size >> 16) & 0xFF
+    length[2] = (key.size >> 8) & 0xFF
+    length[3] = key.size & 0xFF
+    into.size = 0
+    return (
+        put_u8(into, <uint8_t>Space.SPACE_ELEMENT)
+        | put_bytes(into, length, 4)
+        | put_bytes(into, key.data, key.size)
+        | put_u8(into, <uint8_t>kind)
+        | put_bytes(into, name.data, name.size)
+    )
