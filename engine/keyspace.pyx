@@ -270,11 +270,9 @@ cdef class Keyspace:
         """state' = join(state, change), for the loaded key. A failure inside leaves the store failed."""
         cdef int kind_before = head_kind(&self.head)
         cdef int64_t deadline_before = head_deadline(&self.head)
-        cdef bint clash_before = self.head.count[0] and self.head.count[1]
-        cdef bint clash
+        cdef int alive_before = _kinds_alive(&self.head)
         cdef Row* row
         cdef int status
-        clash_before |= head_string_live(&self.head) and (self.head.count[0] or self.head.count[1])
         if change.flags & CHANGE_FULL_STATE:
             status = self._merge_full(change)
         else:
@@ -287,9 +285,7 @@ cdef class Keyspace:
                 return self._fail(Status.ERR_MEMORY)
             if row.context < change.dot.timestamp:
                 row.context = change.dot.timestamp
-        clash = self.head.count[0] and self.head.count[1]
-        clash |= head_string_live(&self.head) and (self.head.count[0] or self.head.count[1])
-        if clash and not clash_before:
+        if alive_before <= 1 and _kinds_alive(&self.head) > 1:
             self.conflicts_type += 1
         if self.key.data[0] == SPACE_USER:
             self.user_change_count += 1
@@ -315,7 +311,8 @@ cdef class Keyspace:
             seen.vector = part.tag == PART_CLEAR
             if part.tag == PART_REGISTER:
                 if part.flags & REGISTER_EXPIRED:
-                    status = join_register(&self.head, part.over, True, part.value, part.over)
+                    if not self.head.has_register or dot_compare(self.head.dot, part.over) <= 0:
+                        status = join_register(&self.head, part.over, True, part.value, part.over)
                 else:
                     status = join_register(
                         &self.head, change.dot, part.flags & REGISTER_TOMBSTONE, part.value, part.over
@@ -532,7 +529,7 @@ cdef class Keyspace:
             status = _expiry_key(&self.expiry_key, after, self.loaded_key())
             if status == 0:
                 status = self.lsm.put(buffer_slice(&self.expiry_key), slice_of(NULL, 0))
-            if self.next_deadline == 0 or after < self.next_deadline:
+            if after < self.next_deadline:
                 self.next_deadline = after
         return status
 
@@ -571,6 +568,15 @@ cdef class Keyspace:
         self.lsm.iterator_free(it)
         buffer_free(&prefix)
         return status if status < 0 else Status.OK
+
+
+cdef int _kinds_alive(const Head* head) noexcept nogil:
+    cdef int alive = head_string_live(head)
+    if head.count[0]:
+        alive += 1
+    if head.count[1]:
+        alive += 1
+    return alive
 
 
 cdef int _expiry_key(Buffer* into, int64_t deadline, Slice key) noexcept nogil:

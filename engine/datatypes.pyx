@@ -1,0 +1,711 @@
+"""Register, counter, set and map operations; see datatypes.pxd."""
+
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp
+
+from everwrite.change cimport (
+    ELEMENT_TOTAL,
+    ELEMENT_WRITE,
+    PART_ELEMENT,
+    REGISTER_EXPIRED,
+    REGISTER_TOMBSTONE,
+    put_clear,
+    put_counter,
+    put_dot,
+    put_expiry,
+    put_floor_list,
+    put_floors,
+    put_register,
+)
+from everwrite.clock cimport Dot
+from everwrite.coding cimport (
+    Buffer,
+    Slice,
+    buffer_free,
+    buffer_init,
+    buffer_slice,
+    put_bytes,
+    put_slice,
+    put_u8,
+    put_u64,
+    put_varint,
+    slice_of,
+)
+from everwrite.lsm cimport LsmIterator
+from everwrite.state cimport (
+    MAX_KEY,
+    MAX_VALUE,
+    SPACE_EXPIRY,
+    SPACE_USER,
+    Element,
+    Head,
+    Row,
+    element_decode,
+    element_free,
+    element_init,
+    element_key,
+    element_live,
+    entry_key,
+    head_deadline,
+    head_decode,
+    head_expired,
+    head_free,
+    head_init,
+    head_kind,
+    head_string_live,
+    parse_integer,
+    row_live,
+    rows_find,
+    show,
+)
+from everwrite.status cimport Status, fault_corrupt
+
+cdef struct Elements:
+    LsmIterator* it
+    Buffer prefix
+    Element element
+    char text[32]
+    bint started
+
+cdef struct Keys:
+    LsmIterator* it
+    Buffer start
+    Head head
+    int64_t now
+    bint started
+
+# After a deadline the region that set it removes the key; the others step in when that hasn't happened for so long.
+cdef enum Reaping:
+    FOREIGN_GRACE_MS = 60000
+
+
+cdef Slice _empty() noexcept nogil:
+    return slice_of(NULL, 0)
+
+
+cdef int _sum_checked(int64_t a, int64_t b, int64_t* result) noexcept nogil:
+    if (b > 0 and a > INT64_MAX - b) or (b < 0 and a < INT64_MIN - b):
+        return Status.ERR_OVERFLOW
+    result[0] = a + b
+    return Status.OK
+
+
+cdef int64_t _wrapping_add(int64_t a, int64_t b) noexcept nogil:
+    return <int64_t>(<uint64_t>a + <uint64_t>b)
+
+
+cdef int _next_total(const Row* row, bint reset, int64_t amount, int64_t* total) noexcept nogil:
+    """The origin's running total after `amount`; refuses when its own live part would overflow."""
+    cdef int64_t live = 0
+    total[0] = amount
+    if row == NULL:
+        return Status.OK
+    total[0] = _wrapping_add(row.total, amount)
+    if row_live(row) and not reset:
+        live = <int64_t>(<uint64_t>row.total - <uint64_t>row.floor_total)
+    return _sum_checked(live, amount, &live)
+
+
+cdef class TypedKeyspace(Keyspace):
+    """Keys with types on top of `Keyspace`."""
+
+    def __cinit__(self):
+        buffer_init(&self.encoded_old)
+
+    def __dealloc__(self):
+        buffer_free(&self.encoded_old)
+
+    cdef int begin(self, Slice key) noexcept nogil:
+        cdef int status
+        if self.failed:
+            return Status.ERR_FAILED
+        if key.size > MAX_KEY:
+            return Status.ERR_TOO_LARGE
+        status = self.load(SPACE_USER, key)
+        self.expired = False
+        self.absent = True
+        if status <= 0:
+            return status
+        self.expired = self.head.has_expiry and head_expired(&self.head, self.clock.now_ms())
+        status = Kind.KIND_NONE if self.expired else head_kind(&self.head)
+        self.absent = status == Kind.KIND_NONE
+        return status
+
+    # ---- parts of a delta ----
+
+    cdef int _put_field_floors(self) noexcept nogil:
+        """The floors of every map field with live increments, as an element part each."""
+        cdef LsmIterator* it = self.lsm.iterator()
+        cdef Buffer prefix
+        cdef Slice stored
+        cdef Slice name
+        cdef size_t i
+        cdef int status
+        if it == NULL:
+            return Status.ERR_MEMORY
+        buffer_init(&prefix)
+        status = element_key(&prefix, self.loaded_key(), Kind.KIND_MAP, _empty())
+        if status == 0:
+            status = self.lsm.seek(it, buffer_slice(&prefix))
+        while status > 0:
+            stored = self.lsm.key(it)
+            if stored.size < prefix.size or memcmp(stored.data, prefix.data, prefix.size) != 0:
+                break
+            if element_decode(&self.element, self.lsm.value(it)) < 0:
+                status = fault_corrupt(b"key state", 0, b"an element can't be decoded")
+                break
+            for i in range(self.element.row_count):
+                if row_live(&self.element.rows[i]):
+                    name = slice_of(stored.data + prefix.size, stored.size - prefix.size)
+                    status = (
+                        put_u8(&self.delta, PART_ELEMENT)
+                        | put_u8(&self.delta, Kind.KIND_MAP)
+                        | put_slice(&self.delta, name)
+                        | put_u8(&self.delta, 0)
+                        | put_varint(&self.delta, 0)
+                        | put_floor_list(&self.delta, self.element.rows, self.element.row_count)
+                    )
+                    break
+            if status >= 0:
+                status = self.lsm.next(it)
+        self.lsm.iterator_free(it)
+        buffer_free(&prefix)
+        return status if status < 0 else Status.OK
+
+    cdef int _put_clears(self, int mask) noexcept nogil:
+        cdef int status = Status.OK
+        if mask & 2:
+            status = self._put_field_floors()
+        if mask and status == Status.OK:
+            status = put_clear(&self.delta, mask, self.head.rows, self.head.size)
+        return status
+
+    cdef int _put_resets(self) noexcept nogil:
+        """Beside a register write: floors of the counter and removal of every element that was observed."""
+        cdef int mask = (1 if self.head.count[0] else 0) | (2 if self.head.count[1] else 0)
+        cdef int status = put_floors(&self.delta, self.head.rows, self.head.size)
+        return status if status < 0 else self._put_clears(mask)
+
+    cdef int _put_removals(self, int keep) noexcept nogil:
+        """Remove what was observed of the other kinds, or, past the deadline, of every kind.
+
+        The register's tombstone takes the dot of the write that it ends: it competes with
+        nothing newer, as an observed removal must not.
+        """
+        cdef int mask = 0
+        cdef int status = Status.OK
+        if self.expired:
+            keep = Kind.KIND_NONE
+        if keep != Kind.KIND_STRING and head_string_live(&self.head):
+            if self.head.has_register and not self.head.tombstone:
+                status |= put_register(
+                    &self.delta, REGISTER_TOMBSTONE | REGISTER_EXPIRED, self.head.dot, _empty()
+                )
+            status |= put_floors(&self.delta, self.head.rows, self.head.size)
+        if keep != Kind.KIND_SET and self.head.count[0]:
+            mask |= 1
+        if keep != Kind.KIND_MAP and self.head.count[1]:
+            mask |= 2
+        if status == Status.OK and mask:
+            status = self._put_clears(mask)
+        if self.absent and status == Status.OK and head_deadline(&self.head):
+            # A key that is written anew must not inherit the deadline of what stood there before.
+            status = put_expiry(&self.delta, 0)
+        return status
+
+    cdef int _put_element(
+        self, int kind, Slice name, uint8_t flags, Slice value, int64_t total, bint removes
+    ) noexcept nogil:
+        """One element part; with `removes`, it removes the observed dots of `element` and floors its counters."""
+        cdef size_t i
+        cdef int failed = put_u8(&self.delta, PART_ELEMENT) | put_u8(&self.delta, <uint8_t>kind)
+        failed |= put_slice(&self.delta, name) | put_u8(&self.delta, flags)
+        if flags & ELEMENT_WRITE:
+            failed |= put_slice(&self.delta, value)
+        if flags & ELEMENT_TOTAL:
+            failed |= put_u64(&self.delta, <uint64_t>total)
+        failed |= put_varint(&self.delta, self.element.size if removes else 0)
+        if removes:
+            for i in range(self.element.size):
+                failed |= put_dot(&self.delta, self.element.dots[i].dot)
+            failed |= put_floor_list(&self.delta, self.element.rows, self.element.row_count)
+        else:
+            failed |= put_varint(&self.delta, 0)
+        return failed
+
+    # ---- keys of any type ----
+
+    cdef int op_type(self, Slice key) noexcept nogil:
+        return self.begin(key)
+
+    cdef int64_t op_count(self) noexcept nogil:
+        return <int64_t>self.live_keys
+
+    cdef int op_delete(self, Slice key) noexcept nogil:
+        cdef int status = self.begin(key)
+        if status <= 0:
+            return status
+        status = self.delta_begin()
+        if status == Status.OK:
+            status = put_register(&self.delta, REGISTER_TOMBSTONE, self.head.dot, _empty())
+        if status == Status.OK:
+            status = self._put_resets()
+        if status == Status.OK:
+            status = self.delta_end()
+        return status if status < 0 else 1
+
+    cdef int op_expire_at(self, Slice key, int64_t deadline_ms) noexcept nogil:
+        cdef int status
+        if deadline_ms <= self.clock.now_ms():
+            return self.op_delete(key)
+        status = self.begin(key)
+        if status <= 0:
+            return status
+        status = self.delta_begin() | put_expiry(&self.delta, deadline_ms)
+        if status == Status.OK:
+            status = self.delta_end()
+        return status if status < 0 else 1
+
+    cdef int op_persist(self, Slice key) noexcept nogil:
+        cdef int status = self.begin(key)
+        if status <= 0:
+            return status
+        if head_deadline(&self.head) == 0:
+            return 0
+        status = self.delta_begin() | put_expiry(&self.delta, 0)
+        if status == Status.OK:
+            status = self.delta_end()
+        return status if status < 0 else 1
+
+    cdef int64_t op_deadline(self, Slice key) noexcept nogil:
+        cdef int status = self.begin(key)
+        cdef int64_t deadline
+        if status < 0:
+            return status - 100
+        if status == 0:
+            return -2
+        deadline = head_deadline(&self.head)
+        return deadline if deadline else -1
+
+    # ---- string: register and counter ----
+
+    cdef int op_get(self, Slice key, Slice* value) noexcept nogil:
+        cdef int kind = self.begin(key)
+        if kind <= 0:
+            return kind
+        if kind != Kind.KIND_STRING:
+            return Status.ERR_WRONG_TYPE
+        return show(
+            self.head.has_register and not self.head.tombstone,
+            self.head.dot,
+            self.head.value,
+            self.head.rows,
+            self.head.size,
+            self.text,
+            value,
+        )
+
+    cdef int op_set(
+        self, Slice key, Slice value, int flags, int64_t deadline_ms, Slice* old, bint* found
+    ) noexcept nogil:
+        cdef int kind
+        cdef int status
+        if value.size > MAX_VALUE:
+            return Status.ERR_TOO_LARGE
+        kind = self.begin(key)
+        if kind < 0:
+            return kind
+        if flags & SetFlag.SET_WANT_OLD:
+            found[0] = False
+            if kind == Kind.KIND_STRING:
+                status = self.op_get(key, old)
+                if status < 0:
+                    return status
+                found[0] = status == 1
+                if old.data != <const uint8_t*>self.text:
+                    # What follows replaces the stored bytes: keep the old ones for the caller.
+                    self.encoded_old.size = 0
+                    if put_bytes(&self.encoded_old, old.data, old.size) != 0:
+                        return Status.ERR_MEMORY
+                    old[0] = buffer_slice(&self.encoded_old)
+            elif kind != Kind.KIND_NONE:
+                return Status.ERR_WRONG_TYPE
+        if (flags & SetFlag.SET_NX and kind) or (flags & SetFlag.SET_XX and not kind):
+            return 0
+        if flags & SetFlag.SET_KEEPTTL and not self.expired:
+            deadline_ms = head_deadline(&self.head)
+        status = self.delta_begin() | put_register(&self.delta, 0, self.head.dot, value)
+        if status == Status.OK:
+            status = self._put_resets()
+        if status == Status.OK and deadline_ms:
+            status = put_expiry(&self.delta, deadline_ms)
+        if status == Status.OK:
+            status = self.delta_end()
+        return status if status < 0 else 1
+
+    cdef int op_increment(self, Slice key, int64_t amount, int64_t* result) noexcept nogil:
+        cdef Slice shown
+        cdef int64_t current = 0
+        cdef int64_t total
+        cdef int kind
+        cdef int status
+        kind = self.op_get(key, &shown)
+        if kind < 0:
+            return kind
+        if kind and not parse_integer(shown, &current):
+            return Status.ERR_NOT_INTEGER
+        status = _sum_checked(current, amount, result)
+        if status == Status.OK:
+            status = _next_total(
+                rows_find(self.head.rows, self.head.size, self.own_origin), self.expired, amount, &total
+            )
+        if status < 0:
+            return status
+        status = self.delta_begin()
+        if status == Status.OK:
+            status = self._put_removals(Kind.KIND_STRING)
+        if status == Status.OK:
+            status = put_counter(&self.delta, total)
+        if status == Status.OK:
+            status = self.delta_end()
+        return status
+
+    # ---- sets and maps ----
+
+    cdef int _put_elements(
+        self, int kind, const Slice* items, size_t count, bint with_values, int64_t* added
+    ) noexcept nogil:
+        cdef uint64_t before = 0 if self.expired else self.head.count[kind - 2]
+        cdef size_t step = 2 if with_values else 1
+        cdef size_t i
+        cdef int status
+        added[0] = 0
+        for i in range(count * step):
+            if items[i].size > (<size_t>MAX_VALUE if with_values and i % 2 else <size_t>MAX_KEY):
+                return Status.ERR_TOO_LARGE
+        status = self.delta_begin()
+        if status == Status.OK:
+            status = self._put_removals(kind)
+        for i in range(count):
+            if status < 0:
+                return status
+            status = self.load_element(kind, items[i * step])
+            if status >= 0:
+                status = self._put_element(
+                    kind, items[i * step], ELEMENT_WRITE, items[i * step + 1] if with_values else _empty(), 0, True
+                )
+        if status == Status.OK:
+            status = self.delta_end()
+        if status == Status.OK:
+            added[0] = <int64_t>(self.head.count[kind - 2] - before)
+        return status
+
+    cdef int _remove_elements(
+        self, Slice key, int kind, const Slice* names, size_t count, int64_t* removed
+    ) noexcept nogil:
+        cdef uint64_t before
+        cdef bint begun = False
+        cdef size_t i
+        cdef int status = self.begin(key)
+        removed[0] = 0
+        if status <= 0:
+            return status
+        if status != kind:
+            return Status.ERR_WRONG_TYPE
+        before = self.head.count[kind - 2]
+        for i in range(count):
+            if names[i].size > MAX_KEY:
+                continue
+            status = self.load_element(kind, names[i])
+            if status < 0:
+                return status
+            if not element_live(&self.element):
+                continue
+            if not begun:
+                begun = True
+                status = self.delta_begin()
+                if status == Status.OK:
+                    status = self._put_removals(kind)
+                if status == Status.OK:
+                    status = self.load_element(kind, names[i])
+                if status < 0:
+                    return status
+            status = self._put_element(kind, names[i], 0, _empty(), 0, True)
+            if status < 0:
+                return status
+        if not begun:
+            return Status.OK
+        status = self.delta_end()
+        if status == Status.OK:
+            removed[0] = <int64_t>(before - self.head.count[kind - 2])
+        return status
+
+    cdef int op_set_add(self, Slice key, const Slice* elements, size_t count, int64_t* added) noexcept nogil:
+        cdef int kind = self.begin(key)
+        if kind < 0:
+            return kind
+        if kind != Kind.KIND_NONE and kind != Kind.KIND_SET:
+            return Status.ERR_WRONG_TYPE
+        return self._put_elements(Kind.KIND_SET, elements, count, False, added)
+
+    cdef int op_set_remove(self, Slice key, const Slice* elements, size_t count, int64_t* removed) noexcept nogil:
+        return self._remove_elements(key, Kind.KIND_SET, elements, count, removed)
+
+    cdef int op_set_contains(self, Slice key, Slice element) noexcept nogil:
+        cdef int status = self.begin(key)
+        if status <= 0:
+            return status
+        if status != Kind.KIND_SET:
+            return Status.ERR_WRONG_TYPE
+        if element.size > MAX_KEY:
+            return 0
+        status = self.load_element(Kind.KIND_SET, element)
+        return status if status < 0 else element_live(&self.element)
+
+    cdef int op_cardinality(self, Slice key, int kind, int64_t* count) noexcept nogil:
+        cdef int status = self.begin(key)
+        count[0] = 0
+        if status <= 0:
+            return status
+        if status != kind:
+            return Status.ERR_WRONG_TYPE
+        count[0] = <int64_t>self.head.count[kind - 2]
+        return Status.OK
+
+    cdef int op_map_set(self, Slice key, const Slice* pairs, size_t count, int64_t* added) noexcept nogil:
+        cdef int kind = self.begin(key)
+        if kind < 0:
+            return kind
+        if kind != Kind.KIND_NONE and kind != Kind.KIND_MAP:
+            return Status.ERR_WRONG_TYPE
+        return self._put_elements(Kind.KIND_MAP, pairs, count, True, added)
+
+    cdef int _shown_element(self, Slice* value) noexcept nogil:
+        return _show_element(&self.element, self.text, value)
+
+    cdef int op_map_get(self, Slice key, Slice field, Slice* value) noexcept nogil:
+        cdef int status = self.begin(key)
+        if status <= 0:
+            return status
+        if status != Kind.KIND_MAP:
+            return Status.ERR_WRONG_TYPE
+        if field.size > MAX_KEY:
+            return 0
+        status = self.load_element(Kind.KIND_MAP, field)
+        return status if status <= 0 else self._shown_element(value)
+
+    cdef int op_map_remove(self, Slice key, const Slice* fields, size_t count, int64_t* removed) noexcept nogil:
+        return self._remove_elements(key, Kind.KIND_MAP, fields, count, removed)
+
+    cdef int op_map_increment(self, Slice key, Slice field, int64_t amount, int64_t* result) noexcept nogil:
+        cdef Slice shown
+        cdef int64_t current = 0
+        cdef int64_t total
+        cdef int kind = self.begin(key)
+        cdef int status
+        if kind < 0:
+            return kind
+        if kind != Kind.KIND_NONE and kind != Kind.KIND_MAP:
+            return Status.ERR_WRONG_TYPE
+        if field.size > MAX_KEY:
+            return Status.ERR_TOO_LARGE
+        status = self.load_element(Kind.KIND_MAP, field)
+        if status < 0:
+            return status
+        if kind and status and self._shown_element(&shown) and not parse_integer(shown, &current):
+            return Status.ERR_NOT_INTEGER
+        status = _sum_checked(current, amount, result)
+        if status == Status.OK:
+            status = _next_total(
+                rows_find(self.element.rows, self.element.row_count, self.own_origin),
+                self.expired,
+                amount,
+                &total,
+            )
+        if status < 0:
+            return status
+        status = self.delta_begin()
+        if status == Status.OK:
+            status = self._put_removals(Kind.KIND_MAP)
+        if status == Status.OK:
+            status = self._put_element(Kind.KIND_MAP, field, ELEMENT_TOTAL, _empty(), total, False)
+        if status == Status.OK:
+            status = self.delta_end()
+        return status
+
+    # ---- iteration ----
+
+    cdef int elements_open(self, Slice key, int kind, Elements** it) noexcept nogil:
+        cdef int status = self.begin(key)
+        it[0] = NULL
+        if status <= 0:
+            return status
+        if status != kind:
+            return Status.ERR_WRONG_TYPE
+        it[0] = <Elements*>calloc(1, sizeof(Elements))
+        if it[0] == NULL:
+            return Status.ERR_MEMORY
+        element_init(&it[0].element)
+        buffer_init(&it[0].prefix)
+        it[0].it = self.lsm.iterator()
+        if it[0].it == NULL or element_key(&it[0].prefix, key, kind, _empty()) != 0:
+            self.elements_close(it[0])
+            it[0] = NULL
+            return Status.ERR_MEMORY
+        return 1
+
+    cdef int elements_next(self, Elements* it, Slice* name, Slice* value) noexcept nogil:
+        cdef int status
+        cdef Slice stored
+        while True:
+            if it.started:
+                status = self.lsm.next(it.it)
+            else:
+                it.started = True
+                status = self.lsm.seek(it.it, buffer_slice(&it.prefix))
+            if status <= 0:
+                return status
+            stored = self.lsm.key(it.it)
+            if stored.size < it.prefix.size or memcmp(stored.data, it.prefix.data, it.prefix.size) != 0:
+                return 0
+            if element_decode(&it.element, self.lsm.value(it.it)) < 0:
+                return fault_corrupt(b"key state", 0, b"an element can't be decoded")
+            if element_live(&it.element):
+                name[0] = slice_of(stored.data + it.prefix.size, stored.size - it.prefix.size)
+                return _show_element(&it.element, it.text, value)
+
+    cdef void elements_close(self, Elements* it) noexcept nogil:
+        if it != NULL:
+            if it.it != NULL:
+                self.lsm.iterator_free(it.it)
+            buffer_free(&it.prefix)
+            element_free(&it.element)
+            free(it)
+
+    cdef Keys* keys_open(self, Slice start) noexcept nogil:
+        cdef Keys* it = <Keys*>calloc(1, sizeof(Keys))
+        if it == NULL:
+            return NULL
+        head_init(&it.head)
+        buffer_init(&it.start)
+        it.now = self.clock.now_ms()
+        it.it = self.lsm.iterator()
+        if it.it == NULL or entry_key(&it.start, SPACE_USER, start) != 0:
+            self.keys_close(it)
+            return NULL
+        return it
+
+    cdef int keys_next(self, Keys* it, Slice* key, int* kind) noexcept nogil:
+        cdef int status
+        cdef Slice stored
+        if self.failed:
+            return Status.ERR_FAILED
+        while True:
+            if it.started:
+                status = self.lsm.next(it.it)
+            else:
+                it.started = True
+                status = self.lsm.seek(it.it, buffer_slice(&it.start))
+            if status <= 0:
+                return status
+            stored = self.lsm.key(it.it)
+            if stored.data[0] != SPACE_USER:
+                return 0
+            if head_decode(&it.head, self.lsm.value(it.it)) < 0:
+                return fault_corrupt(b"key state", 0, b"the head of a key can't be decoded")
+            kind[0] = head_kind(&it.head)
+            if kind[0] and not head_expired(&it.head, it.now):
+                key[0] = slice_of(stored.data + 1, stored.size - 1)
+                return 1
+
+    cdef void keys_close(self, Keys* it) noexcept nogil:
+        if it != NULL:
+            if it.it != NULL:
+                self.lsm.iterator_free(it.it)
+            buffer_free(&it.start)
+            head_free(&it.head)
+            free(it)
+
+    # ---- expiry ----
+
+    cdef bint reap_due(self) noexcept nogil:
+        return self.next_deadline <= self.clock.now_ms()
+
+    cdef int _expire_now(self) noexcept nogil:
+        """Remove the loaded, expired key: what was observed of it, and its deadline."""
+        cdef int status = self.delta_begin()
+        if status == Status.OK:
+            status = self._put_removals(Kind.KIND_NONE)
+        return status if status < 0 else self.delta_end()
+
+    cdef int op_reap(self, int limit) noexcept nogil:
+        cdef LsmIterator* it
+        cdef Buffer due
+        cdef Slice stored
+        cdef int64_t deadline
+        cdef int64_t now = self.clock.now_ms()
+        cdef int64_t next_look = INT64_MAX
+        cdef int looked = 0
+        cdef int status
+        cdef size_t i
+        if self.failed:
+            return Status.ERR_FAILED
+        it = self.lsm.iterator()
+        if it == NULL:
+            return Status.ERR_MEMORY
+        buffer_init(&due)
+        status = entry_key(&due, SPACE_EXPIRY, _empty())
+        if status == 0:
+            status = self.lsm.seek(it, buffer_slice(&due))
+        while status > 0:
+            stored = self.lsm.key(it)
+            if stored.size < 9 or stored.data[0] != SPACE_EXPIRY:
+                break
+            deadline = 0
+            for i in range(1, 9):
+                deadline = (deadline << 8) | stored.data[i]
+            if deadline > now or looked == limit:
+                if deadline < next_look:
+                    next_look = deadline
+                break
+            looked += 1
+            due.size = 0
+            status = put_bytes(&due, stored.data, stored.size)
+            if status == 0:
+                status = self.begin(slice_of(due.data + 9, due.size - 9))
+            if status >= 0 and (not self.expired or head_deadline(&self.head) != deadline):
+                status = self.lsm.remove(buffer_slice(&due))
+            elif status >= 0:
+                if (
+                    self.head.expiry_dot.origin >> 16 == self.own_origin >> 16
+                    or deadline + FOREIGN_GRACE_MS <= now
+                ):
+                    status = self._expire_now()
+                elif deadline + FOREIGN_GRACE_MS < next_look:
+                    next_look = deadline + FOREIGN_GRACE_MS
+            if status >= 0:
+                status = self.lsm.next(it)
+        self.lsm.iterator_free(it)
+        buffer_free(&due)
+        if status < 0:
+            return status
+        self.next_deadline = next_look
+        return looked
+
+
+cdef int _show_element(const Element* element, char* text, Slice* value) noexcept nogil:
+    cdef Dot none
+    none.origin = 0
+    none.timestamp = 0
+    if element.size:
+        return show(
+            True,
+            element.dots[element.size - 1].dot,
+            element.dots[element.size - 1].value,
+            element.rows,
+            element.row_count,
+            text,
+            value,
+        )
+    return show(False, none, _empty(), element.rows, element.row_count, text, value)

@@ -1,0 +1,83 @@
+"""Who a store is: its id, its incarnation, and whether it stopped cleanly.
+
+The file IDENTITY (docs/formats/identity.md) decides whether a start may go on as the same
+origin. A start that can't prove that it kept every timestamp it ever exposed begins a new
+incarnation; a directory that is a copy begins as a new store.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+
+import msgpack
+
+from everwrite.checksum import crc32c
+from everwrite.errors import CorruptionError, FormatError
+
+__all__ = ["Identity", "decode_identity", "encode_identity", "next_identity"]
+
+_MAGIC = b"EWRTIDNT"
+_VERSION = 1
+_HEADER = struct.Struct("<8sII")
+_FIELDS = ("store_id", "incarnation", "clean", "log_end", "clock", "clock_bound_ms", "place")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the IDENTITY file says.
+
+    `store_id`: 48 bits; `incarnation`: 16 bits, from 1; `clean`: the store was closed, with its
+    log ending at `log_end` and its clock at `clock`; `clock_bound_ms`: no timestamp was issued
+    at or beyond this wall-clock time (Unix ms); `place`: which directory it was written in.
+    """
+
+    store_id: int
+    incarnation: int
+    clean: bool
+    log_end: int
+    clock: int
+    clock_bound_ms: int
+    place: str
+
+    @property
+    def origin(self) -> int:
+        """The 64-bit origin: store id and incarnation."""
+        return self.store_id << 16 | self.incarnation
+
+
+def encode_identity(identity: Identity) -> bytes:
+    """Magic, version, checksum, then a msgpack array of the fields."""
+    payload: bytes = msgpack.packb([getattr(identity, name) for name in _FIELDS])
+    return _HEADER.pack(_MAGIC, _VERSION, crc32c(payload)) + payload
+
+
+def decode_identity(data: bytes, path: str) -> Identity:
+    """Raises CorruptionError or FormatError, naming `path`."""
+    if len(data) < _HEADER.size or data[:8] != _MAGIC:
+        raise CorruptionError(f"{path}: not an identity file (damaged at byte offset 0)", path=path)
+    _, version, checksum = _HEADER.unpack_from(data)
+    if version > _VERSION:
+        raise FormatError(f"{path}: format version {version} is newer than this release's {_VERSION}: upgrade it")
+    payload = data[_HEADER.size :]
+    if crc32c(payload) != checksum:
+        raise CorruptionError(
+            f"{path}: checksum mismatch at byte offset {_HEADER.size}: restore the file from a backup",
+            path=path,
+            offset=_HEADER.size,
+        )
+    return Identity(*msgpack.unpackb(payload))
+
+
+def next_identity(old: Identity | None, *, place: str, log_end: int, fresh_store_id: int) -> Identity:
+    """Who the store is from this start on.
+
+    The same origin only after a clean stop, in the same place, with the whole log; the next
+    incarnation after an unclean stop; a new store (`fresh_store_id`) in a copied directory,
+    because the copy and the original must not both become incarnation n + 1.
+    """
+    if old is None or old.place != place or old.incarnation == 0xFFFF:
+        return Identity(fresh_store_id, 1, False, 0, 0, 0, place)
+    if old.clean and old.log_end == log_end:
+        return replace(old, clean=False)
+    return replace(old, clean=False, incarnation=old.incarnation + 1)
