@@ -1,5 +1,51 @@
-"""Everwrite: an embedded, mergeable key-value store. See `open`."""
+"""Everwrite: an embedded, mergeable key-value store.
 
-from everwrite.errors import EverwriteError
+`open` gives a `Database`: a mapping of bytes that many stores can write at once and merge by
+exchanging bytes (`Database.changes`, `Database.apply`).
+"""
 
-__all__ = ["EverwriteError"]
+from everwrite.database import Counter, Database, MapView, SetView, VersionVector
+from everwrite.database import open_database as open
+from everwrite.errors import (
+    ClockDriftError,
+    ClosedError,
+    ConfigError,
+    CorruptionError,
+    EverwriteError,
+    FormatError,
+    GapError,
+    LockedError,
+    LogCutError,
+    NotAnIntegerError,
+    OverflowError,
+    PeerError,
+    ProtocolError,
+    StorageError,
+    TooLargeError,
+    WrongTypeError,
+)
+
+__all__ = [
+    "ClockDriftError",
+    "ClosedError",
+    "ConfigError",
+    "CorruptionError",
+    "Counter",
+    "Database",
+    "EverwriteError",
+    "FormatError",
+    "GapError",
+    "LockedError",
+    "LogCutError",
+    "MapView",
+    "NotAnIntegerError",
+    "OverflowError",
+    "PeerError",
+    "ProtocolError",
+    "SetView",
+    "StorageError",
+    "TooLargeError",
+    "VersionVector",
+    "WrongTypeError",
+    "open",
+]

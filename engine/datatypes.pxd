@@ -74,6 +74,7 @@ cdef class TypedKeyspace(Keyspace):
 
     # Live elements of a set or map in byte order. Returns 1 (*it is open), 0 (no such key, *it is NULL), or an error.
     cdef int elements_open(self, Slice key, int kind, Elements** it) noexcept nogil
+    cdef int elements_open_from(self, Slice key, int kind, Slice start, Elements** it) noexcept nogil
     cdef int elements_next(self, Elements* it, Slice* name, Slice* value) noexcept nogil   # 1, 0 at the end
     cdef void elements_close(self, Elements* it) noexcept nogil
 

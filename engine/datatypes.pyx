@@ -64,6 +64,7 @@ from everwrite.status cimport Status, fault_corrupt
 cdef struct Elements:
     LsmIterator* it
     Buffer prefix
+    Buffer start
     Element element
     char text[32]
     bint started
@@ -537,6 +538,9 @@ cdef class TypedKeyspace(Keyspace):
     # ---- iteration ----
 
     cdef int elements_open(self, Slice key, int kind, Elements** it) noexcept nogil:
+        return self.elements_open_from(key, kind, _empty(), it)
+
+    cdef int elements_open_from(self, Slice key, int kind, Slice start, Elements** it) noexcept nogil:
         cdef int status = self.begin(key)
         it[0] = NULL
         if status <= 0:
@@ -549,7 +553,12 @@ cdef class TypedKeyspace(Keyspace):
         element_init(&it[0].element)
         buffer_init(&it[0].prefix)
         it[0].it = self.lsm.iterator()
-        if it[0].it == NULL or element_key(&it[0].prefix, key, kind, _empty()) != 0:
+        buffer_init(&it[0].start)
+        if (
+            it[0].it == NULL
+            or element_key(&it[0].prefix, key, kind, _empty()) != 0
+            or element_key(&it[0].start, key, kind, start) != 0
+        ):
             self.elements_close(it[0])
             it[0] = NULL
             return Status.ERR_MEMORY
@@ -563,7 +572,7 @@ cdef class TypedKeyspace(Keyspace):
                 status = self.lsm.next(it.it)
             else:
                 it.started = True
-                status = self.lsm.seek(it.it, buffer_slice(&it.prefix))
+                status = self.lsm.seek(it.it, buffer_slice(&it.start))
             if status <= 0:
                 return status
             stored = self.lsm.key(it.it)
@@ -580,6 +589,7 @@ cdef class TypedKeyspace(Keyspace):
             if it.it != NULL:
                 self.lsm.iterator_free(it.it)
             buffer_free(&it.prefix)
+            buffer_free(&it.start)
             element_free(&it.element)
             free(it)
 

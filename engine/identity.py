@@ -20,7 +20,7 @@ __all__ = ["Identity", "decode_identity", "encode_identity", "next_identity"]
 _MAGIC = b"EWRTIDNT"
 _VERSION = 1
 _HEADER = struct.Struct("<8sII")
-_FIELDS = ("store_id", "incarnation", "clean", "log_end", "clock", "clock_bound_ms", "place")
+_FIELDS = ("store_id", "incarnation", "clean", "log_end", "clock", "clock_bound_ms", "place", "log_id")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Identity:
 
     `store_id`: 48 bits; `incarnation`: 16 bits, from 1; `clean`: the store was closed, with its
     log ending at `log_end` and its clock at `clock`; `clock_bound_ms`: no timestamp was issued
-    at or beyond this wall-clock time (Unix ms); `place`: which directory it was written in.
+    at or beyond this wall-clock time (Unix ms); `place`: which directory it was written in;
+    `log_id`: the store id that the log's segments carry (the first one, also after a copy).
     """
 
     store_id: int
@@ -39,6 +40,7 @@ class Identity:
     clock: int
     clock_bound_ms: int
     place: str
+    log_id: int
 
     @property
     def origin(self) -> int:
@@ -69,15 +71,15 @@ def decode_identity(data: bytes, path: str) -> Identity:
     return Identity(*msgpack.unpackb(payload))
 
 
-def next_identity(old: Identity | None, *, place: str, log_end: int, fresh_store_id: int) -> Identity:
+def next_identity(old: Identity, *, place: str, log_end: int, fresh_store_id: int) -> Identity:
     """Who the store is from this start on.
 
     The same origin only after a clean stop, in the same place, with the whole log; the next
     incarnation after an unclean stop; a new store (`fresh_store_id`) in a copied directory,
     because the copy and the original must not both become incarnation n + 1.
     """
-    if old is None or old.place != place or old.incarnation == 0xFFFF:
-        return Identity(fresh_store_id, 1, False, 0, 0, 0, place)
+    if old.place != place or old.incarnation == 0xFFFF:
+        return Identity(fresh_store_id, 1, False, 0, 0, 0, place, old.log_id)
     if old.clean and old.log_end == log_end:
         return replace(old, clean=False)
     return replace(old, clean=False, incarnation=old.incarnation + 1)

@@ -237,7 +237,7 @@ cdef class Keyspace:
         cdef Part part
         cdef Dot dot
         cdef size_t i
-        if head_context(&self.head, change.dot.origin) >= change.dot.timestamp:
+        if change.dot.timestamp and head_context(&self.head, change.dot.origin) >= change.dot.timestamp:
             return Merge.DUPLICATE
         if change.flags & CHANGE_FULL_STATE:
             return Status.OK

@@ -1,80 +1,72 @@
-"""The store: one lock, one log, one ordered map, and the typed operations on keys.
+"""The store: typed keys over files, with recovery, durability, replication streams and threads.
 
 Native callers (the server's tick) take the lock once, run many operations, let go of the
-lock, then call `commit`, and only then answer. All `op_*` methods need the lock and no GIL.
-Slices that an operation returns are valid until the next operation or `unlock`.
-A negative result is a `Status`.
-
-`kind` values: what TYPE answers.
+lock, then call `commit`, and only then answer.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from everwrite.coding cimport Slice
+from everwrite.clock cimport Vector
+from everwrite.coding cimport Buffer, Slice
+from everwrite.datatypes cimport (
+    KIND_MAP,
+    KIND_NONE,
+    KIND_SET,
+    KIND_STRING,
+    SET_KEEPTTL,
+    SET_NX,
+    SET_WANT_OLD,
+    SET_XX,
+    Elements,
+    Keys,
+    Kind,
+    SetFlag,
+    TypedKeyspace,
+)
+from everwrite.keyspace cimport pthread_mutex_t
+from everwrite.wal_reader cimport WalReader
 
 
-cdef enum Kind:
-    KIND_NONE = 0
-    KIND_STRING = 1      # register and counter together: value = integer base + increments
-    KIND_SET = 2
-    KIND_MAP = 3         # what Redis calls a hash
-
-
-cdef enum SetFlag:
-    SET_NX = 1
-    SET_XX = 2
-    SET_KEEPTTL = 4
-    SET_WANT_OLD = 8     # fill *old; WRONG_TYPE when the key holds a set or map
-
-
-cdef struct Elements      # an open iteration over a set or map: see elements_open
-cdef struct Keys          # an open iteration over keys: see keys_open
-
-
-cdef class Store:
-    cdef void lock(self) noexcept nogil
-    cdef void unlock(self) noexcept nogil
+cdef class Store(TypedKeyspace):
+    cdef object __weakref__
+    cdef readonly object path
+    cdef readonly object durability
+    cdef readonly uint64_t store_id
+    cdef object files
+    cdef object lock_file
+    cdef object identity
+    cdef bint sync_always
+    cdef bint closed
+    cdef pthread_mutex_t sync_mutex     # one fdatasync at a time; taken before `mutex` never after it
+    cdef uint64_t clock_bound           # no timestamp at or beyond it has been exposed
+    cdef uint64_t log_keep_bytes
+    cdef list log_index                 # (position, applied vector there), ascending; under the lock
+    cdef dict durable_vector
+    cdef object thread
+    cdef object wake
+    cdef object failure                 # the exception behind a sticky failure
+    cdef dict resync                    # states of a resync received so far: id -> indexes
+    cdef int64_t last_sync_ms
+    cdef uint64_t pulls
+    cdef uint64_t resyncs
+    cdef uint64_t torn_bytes            # cut off the log's end at the last open
 
     # Make what was appended reach the log file, and the device when durability is `always`.
     # Call without the lock. After a failure the store stays failed: every later call returns ERR_FAILED.
     cdef int commit(self) noexcept nogil
-
-    cdef uint64_t last_timestamp(self) noexcept nogil      # newest timestamp this store issued
-    cdef int64_t now_ms(self) noexcept nogil
-
-    # Between these, all changes go into one log frame: atomic in a crash and in replication.
-    cdef void batch_begin(self) noexcept nogil
-    cdef int batch_end(self) noexcept nogil
-
-    cdef int op_type(self, Slice key) noexcept nogil                       # a Kind
-    cdef int64_t op_count(self) noexcept nogil                             # live keys (DBSIZE)
-    cdef int op_delete(self, Slice key) noexcept nogil                     # 1 existed, 0 not
-    cdef int op_expire_at(self, Slice key, int64_t deadline_ms) noexcept nogil   # Unix ms; 1, or 0 no such key; a past deadline deletes
-    cdef int op_persist(self, Slice key) noexcept nogil                    # 1 a deadline was removed, else 0
-    cdef int64_t op_deadline(self, Slice key) noexcept nogil               # Unix ms; -1 without deadline, -2 no such key; errors are < -100 (Status - 100)
-
-    cdef int op_get(self, Slice key, Slice* value) noexcept nogil          # 1, 0, ERR_WRONG_TYPE
-    # 1 written, 0 not (NX/XX). deadline_ms 0: none. With SET_WANT_OLD, *found tells whether *old is set.
-    cdef int op_set(self, Slice key, Slice value, int flags, int64_t deadline_ms, Slice* old, bint* found) noexcept nogil
-    cdef int op_increment(self, Slice key, int64_t amount, int64_t* result) noexcept nogil
-
-    cdef int op_set_add(self, Slice key, const Slice* elements, size_t count, int64_t* added) noexcept nogil
-    cdef int op_set_remove(self, Slice key, const Slice* elements, size_t count, int64_t* removed) noexcept nogil
-    cdef int op_set_contains(self, Slice key, Slice element) noexcept nogil      # 1, 0
-    cdef int op_cardinality(self, Slice key, int kind, int64_t* count) noexcept nogil   # SCARD (KIND_SET), HLEN (KIND_MAP)
-
-    # pairs: field, value, field, value ...; count is the number of pairs
-    cdef int op_map_set(self, Slice key, const Slice* pairs, size_t count, int64_t* added) noexcept nogil
-    cdef int op_map_get(self, Slice key, Slice field, Slice* value) noexcept nogil      # 1, 0
-    cdef int op_map_remove(self, Slice key, const Slice* fields, size_t count, int64_t* removed) noexcept nogil
-    cdef int op_map_increment(self, Slice key, Slice field, int64_t amount, int64_t* result) noexcept nogil
-
-    # Live elements of a set or map in byte order. Returns 1 (*it is open), 0 (no such key, *it is NULL), or an error.
-    cdef int elements_open(self, Slice key, int kind, Elements** it) noexcept nogil
-    cdef int elements_next(self, Elements* it, Slice* name, Slice* value) noexcept nogil   # 1, 0 at the end
-    cdef void elements_close(self, Elements* it) noexcept nogil
-
-    # Live keys in byte order, from the first that is >= start. The lock is held from open to close.
-    cdef Keys* keys_open(self, Slice start) noexcept nogil                 # NULL when out of memory
-    cdef int keys_next(self, Keys* it, Slice* key, int* kind) noexcept nogil     # 1, 0 at the end
-    cdef void keys_close(self, Keys* it) noexcept nogil
+    cdef int _write_log(self, bint sync) noexcept nogil
+    cdef int _replay(self, WalReader reader) except -1
+    cdef int _replay_frame(self, Slice payload) noexcept nogil
+    cdef object _freeze(self)
+    cdef object _note_position(self)
+    cdef object _collect_states(self, bytes start, const Vector* held, Buffer* body)
+    cdef uint64_t average_change_bytes(self) noexcept nogil
+    cdef int _check(self, int status) except? -1
+    cdef int _checked_commit(self, int status) except? -1
+    cdef int _validate(
+        self, int states, const uint8_t* data, size_t size, uint64_t count, uint64_t* newest
+    ) noexcept nogil
+    cdef int _apply_groups(
+        self, const uint8_t* data, size_t size, Slice* need, uint64_t* origin, uint64_t* timestamp
+    ) noexcept nogil
+    cdef int _apply_states(self, const uint8_t* data, size_t size) noexcept nogil

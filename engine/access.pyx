@@ -1,0 +1,509 @@
+"""Python's way to the typed operations: bytes in, Python values out, committed on return.
+
+Each function takes the store's lock, runs one native operation, commits, and turns a status
+into an exception. `database` wraps them in mappings and handles.
+"""
+
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free, malloc
+
+from everwrite.change cimport put_register
+from everwrite.clock cimport Dot
+from everwrite.coding cimport Slice, slice_of
+from everwrite.datatypes cimport (
+    KIND_MAP,
+    KIND_NONE,
+    KIND_SET,
+    KIND_STRING,
+    SET_KEEPTTL,
+    SET_NX,
+    SET_WANT_OLD,
+    SET_XX,
+    Elements,
+    Keys,
+)
+from everwrite.state cimport MAX_KEY, MAX_VALUE, SPACE_SYSTEM, head_deadline, head_kind, row_live, rows_sum, wide_t
+from everwrite.lsm cimport LsmIterator
+from everwrite.state cimport Head, head_decode, head_free, head_init
+from everwrite.status cimport Status
+from everwrite.store cimport Store
+
+from everwrite.errors import TooLargeError
+
+KINDS = {KIND_NONE: "none", KIND_STRING: "string", KIND_SET: "set", KIND_MAP: "map"}
+
+
+cdef inline Slice _slice(bytes data):
+    return slice_of(<const uint8_t*>data, len(data))
+
+
+cdef Slice* _slices(items) except? NULL:
+    """Borrowed slices of a list of bytes; free() them."""
+    cdef size_t i = 0
+    cdef Slice* slices = <Slice*>malloc((len(items) or 1) * sizeof(Slice))
+    if slices == NULL:
+        raise MemoryError("out of memory for an operation's arguments")
+    for item in items:
+        if not isinstance(item, bytes):
+            free(slices)
+            raise TypeError(f"expected bytes, not {type(item).__name__}")
+        slices[i] = _slice(item)
+        i += 1
+    return slices
+
+
+def get(Store store not None, bytes key not None):
+    """The value of a register or counter, or None. Raises WrongTypeError for a set or map."""
+    cdef Slice value
+    cdef int status
+    cdef Slice name = _slice(key)
+    with nogil:
+        store.lock()
+        status = store.op_get(name, &value)
+    found = value.data[: value.size] if status == 1 else None
+    store.unlock()
+    store._check(status)
+    return found
+
+
+def put(Store store not None, bytes key not None, bytes value not None, int64_t deadline_ms=0, str condition=None,
+        bint keep_ttl=False):
+    """Write a register; whatever the key held is replaced. Returns whether it was written.
+
+    `deadline_ms`: Unix ms, 0 for none. `condition`: "absent" or "present", else nothing is written.
+    """
+    cdef int flags = 0
+    cdef int status
+    cdef bint found
+    cdef Slice old
+    cdef Slice name = _slice(key)
+    cdef Slice text = _slice(value)
+    if condition == "absent":
+        flags |= SET_NX
+    elif condition == "present":
+        flags |= SET_XX
+    if keep_ttl:
+        flags |= SET_KEEPTTL
+    with nogil:
+        store.lock()
+        status = store.op_set(name, text, flags, deadline_ms, &old, &found)
+        store.unlock()
+    return store._checked_commit(status) == 1
+
+
+def delete(Store store not None, bytes key not None):
+    """Remove a key of any type. Returns whether it existed."""
+    cdef int status
+    cdef Slice name = _slice(key)
+    with nogil:
+        store.lock()
+        status = store.op_delete(name)
+        store.unlock()
+    return store._checked_commit(status) == 1
+
+
+def kind(Store store not None, bytes key not None):
+    """What the key holds: "none", "string", "set" or "map"."""
+    cdef int status
+    cdef Slice name = _slice(key)
+    with nogil:
+        store.lock()
+        status = store.op_type(name)
+        store.unlock()
+    return KINDS[store._check(status)]
+
+
+def deadline(Store store not None, bytes key not None):
+    """When the key expires, Unix ms; None without a deadline or without the key."""
+    cdef int64_t at
+    cdef Slice name = _slice(key)
+    with nogil:
+        store.lock()
+        at = store.op_deadline(name)
+        store.unlock()
+    if at < -100:
+        store._check(<int>(at + 100))
+    return at if at >= 0 else None
+
+
+def expire_at(Store store not None, bytes key not None, int64_t deadline_ms):
+    """Set the deadline (Unix ms) of a key; 0 removes it. Returns whether anything changed."""
+    cdef int status
+    cdef Slice name = _slice(key)
+    with nogil:
+        store.lock()
+        status = store.op_expire_at(name, deadline_ms) if deadline_ms else store.op_persist(name)
+        store.unlock()
+    return store._checked_commit(status) == 1
+
+
+def increment(Store store not None, bytes key not None, int64_t amount):
+    """Add to a counter (or to the integer in a register). Returns the new value.
+
+    Raises WrongTypeError, NotAnIntegerError or OverflowError; nothing has changed then.
+    """
+    cdef int status
+    cdef int64_t result = 0
+    cdef Slice name = _slice(key)
+    with nogil:
+        store.lock()
+        status = store.op_increment(name, amount, &result)
+        store.unlock()
+    store._checked_commit(status)
+    return result
+
+
+def set_add(Store store not None, bytes key not None, elements):
+    """Add elements (a list of bytes) to a set. Returns how many are new."""
+    cdef int64_t added = 0
+    cdef int status
+    cdef size_t count = len(elements)
+    cdef Slice name = _slice(key)
+    cdef Slice* items = _slices(elements)
+    with nogil:
+        store.lock()
+        status = store.op_set_add(name, items, count, &added) if count else Status.OK
+        store.unlock()
+    free(items)
+    store._checked_commit(status)
+    return added
+
+
+def set_remove(Store store not None, bytes key not None, elements):
+    """Remove elements (a list of bytes) from a set. Returns how many were there."""
+    cdef int64_t removed = 0
+    cdef int status
+    cdef size_t count = len(elements)
+    cdef Slice name = _slice(key)
+    cdef Slice* items = _slices(elements)
+    with nogil:
+        store.lock()
+        status = store.op_set_remove(name, items, count, &removed)
+        store.unlock()
+    free(items)
+    store._checked_commit(status)
+    return removed
+
+
+def set_contains(Store store not None, bytes key not None, bytes element not None):
+    """Whether a set holds an element."""
+    cdef int status
+    cdef Slice name = _slice(key)
+    cdef Slice item = _slice(element)
+    with nogil:
+        store.lock()
+        status = store.op_set_contains(name, item)
+        store.unlock()
+    return store._check(status) == 1
+
+
+def cardinality(Store store not None, bytes key not None, str of):
+    """The number of elements of a set (`of` "set") or fields of a map ("map"); 0 without the key."""
+    cdef int64_t count = 0
+    cdef int status
+    cdef int wanted = KIND_SET if of == "set" else KIND_MAP
+    cdef Slice name = _slice(key)
+    with nogil:
+        store.lock()
+        status = store.op_cardinality(name, wanted, &count)
+        store.unlock()
+    store._check(status)
+    return count
+
+
+def elements(Store store not None, bytes key not None, str of, bytes start=b"", size_t limit=1000):
+    """Up to `limit` elements of a set or map, from the first that is >= `start`, as (name, value) pairs in byte order."""
+    cdef Elements* it = NULL
+    cdef Slice item
+    cdef Slice value
+    cdef int wanted = KIND_SET if of == "set" else KIND_MAP
+    cdef Slice name = _slice(key)
+    cdef Slice first = _slice(start)
+    cdef int status
+    found = []
+    with nogil:
+        store.lock()
+        status = store.elements_open_from(name, wanted, first, &it)
+    try:
+        while status == 1 and len(found) < limit:
+            with nogil:
+                status = store.elements_next(it, &item, &value)
+            if status == 1:
+                found.append((item.data[: item.size], value.data[: value.size]))
+    finally:
+        store.elements_close(it)
+        store.unlock()
+    store._check(status)
+    return found
+
+
+def map_set(Store store not None, bytes key not None, items):
+    """Set fields of a map; `items` is a flat list: field, value, field, value. Returns how many fields are new."""
+    cdef int64_t added = 0
+    cdef int status
+    cdef size_t count = len(items) // 2
+    cdef Slice name = _slice(key)
+    cdef Slice* pairs = _slices(items)
+    with nogil:
+        store.lock()
+        status = store.op_map_set(name, pairs, count, &added) if count else Status.OK
+        store.unlock()
+    free(pairs)
+    store._checked_commit(status)
+    return added
+
+
+def map_get(Store store not None, bytes key not None, bytes field not None):
+    """The value of a map's field, or None."""
+    cdef Slice value
+    cdef int status
+    cdef Slice name = _slice(key)
+    cdef Slice item = _slice(field)
+    with nogil:
+        store.lock()
+        status = store.op_map_get(name, item, &value)
+    found = value.data[: value.size] if status == 1 else None
+    store.unlock()
+    store._check(status)
+    return found
+
+
+def map_remove(Store store not None, bytes key not None, fields):
+    """Remove fields (a list of bytes) from a map. Returns how many were there."""
+    cdef int64_t removed = 0
+    cdef int status
+    cdef size_t count = len(fields)
+    cdef Slice name = _slice(key)
+    cdef Slice* items = _slices(fields)
+    with nogil:
+        store.lock()
+        status = store.op_map_remove(name, items, count, &removed)
+        store.unlock()
+    free(items)
+    store._checked_commit(status)
+    return removed
+
+
+def map_increment(Store store not None, bytes key not None, bytes field not None, int64_t amount):
+    """Add to a map's field. Returns the new value."""
+    cdef int64_t result = 0
+    cdef int status
+    cdef Slice name = _slice(key)
+    cdef Slice item = _slice(field)
+    with nogil:
+        store.lock()
+        status = store.op_map_increment(name, item, amount, &result)
+        store.unlock()
+    store._checked_commit(status)
+    return result
+
+
+def keys(Store store not None, bytes start=b"", size_t limit=1000):
+    """Up to `limit` live keys from the first that is >= `start`, as (key, kind) in byte order."""
+    cdef Keys* it
+    cdef Slice key
+    cdef int what = 0
+    cdef int status = 1
+    cdef Slice first = _slice(start)
+    found = []
+    with nogil:
+        store.lock()
+        it = store.keys_open(first)
+    try:
+        if it == NULL:
+            raise MemoryError("out of memory for a scan")
+        while status == 1 and len(found) < limit:
+            with nogil:
+                status = store.keys_next(it, &key, &what)
+            if status == 1:
+                found.append((key.data[: key.size], KINDS[what]))
+    finally:
+        store.keys_close(it)
+        store.unlock()
+    store._check(status)
+    return found
+
+
+def key_count(Store store not None):
+    """The number of live keys of all types."""
+    cdef int64_t count
+    with nogil:
+        store.lock()
+        count = store.op_count()
+        store.unlock()
+    store._check(store.failed)
+    return count
+
+
+# ---- the system's registers: replicated like users' keys, but apart from them ----
+
+def system_get(Store store not None, bytes name not None):
+    """The value of a system register, or None."""
+    cdef Slice key = _slice(name)
+    cdef int status
+    found = None
+    with nogil:
+        store.lock()
+        status = Status.ERR_FAILED if store.failed else store.load(SPACE_SYSTEM, key)
+    if status == 1 and store.head.has_register and not store.head.tombstone:
+        found = store.head.value.data[: store.head.value.size]
+    store.unlock()
+    store._check(status)
+    return found
+
+
+def system_set(Store store not None, bytes name not None, bytes value not None):
+    """Write a system register (last writer wins)."""
+    cdef Slice key = _slice(name)
+    cdef Slice text = _slice(value)
+    cdef int status
+    if key.size > <size_t>MAX_KEY or text.size > <size_t>MAX_VALUE:
+        raise TooLargeError(f"system register {name[:40]!r}: its name or value is over the limit")
+    with nogil:
+        store.lock()
+        status = Status.ERR_FAILED if store.failed else store.load(SPACE_SYSTEM, key)
+        if status >= 0:
+            status = store.delta_begin() | put_register(&store.delta, 0, store.head.dot, text)
+        if status == Status.OK:
+            status = store.delta_end()
+        store.unlock()
+    store._checked_commit(status)
+
+
+def system_items(Store store not None, bytes prefix=b""):
+    """All system registers whose name begins with `prefix`, as a list of (name, value)."""
+    cdef LsmIterator* it
+    cdef Head head
+    cdef Slice stored
+    cdef int status
+    cdef bytes start = bytes([SPACE_SYSTEM]) + prefix
+    cdef Slice first = _slice(start)
+    found = []
+    head_init(&head)
+    with nogil:
+        store.lock()
+    try:
+        store._check(store.failed)
+        it = store.lsm.iterator()
+        if it == NULL:
+            raise MemoryError("out of memory for a scan")
+        with nogil:
+            status = store.lsm.seek(it, first)
+        while status == 1:
+            stored = store.lsm.key(it)
+            name = stored.data[: stored.size]
+            if not name.startswith(start):
+                break
+            status = head_decode(&head, store.lsm.value(it))
+            if status == Status.OK and head.has_register and not head.tombstone:
+                found.append((name[1:], head.value.data[: head.value.size]))
+            with nogil:
+                status = status if status < 0 else store.lsm.next(it)
+        store.lsm.iterator_free(it)
+    finally:
+        store.unlock()
+        head_free(&head)
+    store._check(status)
+    return found
+
+
+# ---- why a key shows what it shows ----
+
+cdef dict _dot(Dot dot):
+    return {
+        "origin": dot.origin,
+        "timestamp": dot.timestamp,
+        "physical_ms": dot.timestamp >> 16,
+        "logical": dot.timestamp & 0xFFFF,
+    }
+
+
+def why(Store store not None, bytes key not None):
+    """What a key shows and by which rule; origins as ints, times in Unix ms.
+
+    Returns a dict: "key", "type", "value" (registers and counters), "visible" (the dot of the write that shows, or
+    None), "rule" (words), "context" (origin -> timestamp), "lost" (dots of concurrent register writes that lost, the
+    newest only), "expires_at_ms" (or None), "substates" (what the key holds of each type).
+    """
+    cdef Slice name = _slice(key)
+    cdef Slice value
+    cdef wide_t total
+    cdef Dot newest
+    cdef int status
+    cdef size_t i
+    with nogil:
+        store.lock()
+        status = store.begin(name)
+    try:
+        store._check(status)
+        what = status
+        head = store.head
+        expired = store.expired
+        context = {head.rows[i].origin: head.rows[i].context for i in range(head.size)}
+        live = rows_sum(head.rows, head.size, &total, &newest)
+        written = bool(head.has_register and not head.tombstone)
+        substates = {
+            "register": None if not head.has_register else {
+                "dot": _dot(head.dot), "deleted": bool(head.tombstone),
+            },
+            "counter": [
+                {
+                    "origin": head.rows[i].origin,
+                    "amount": _difference(head.rows[i].total, head.rows[i].floor_total),
+                    "timestamp": head.rows[i].counter,
+                }
+                for i in range(head.size)
+                if row_live(&head.rows[i])
+            ],
+            "set": {"elements": head.count[0], "newest": _dot(head.newest[0]) if head.count[0] else None},
+            "map": {"fields": head.count[1], "newest": _dot(head.newest[1]) if head.count[1] else None},
+        }
+        if what == KIND_SET or what == KIND_MAP:
+            visible = _dot(head.newest[what - 2])
+        elif what == KIND_STRING:
+            visible = _dot(newest) if live and (not written or newest.timestamp > head.dot.timestamp) else _dot(head.dot)
+        else:
+            visible = None
+        answer = {
+            "key": key,
+            "type": KINDS[what],
+            "visible": visible,
+            "rule": _rule(what, written, live, bool(head.has_register), expired, bool(head.has_lost), substates),
+            "context": context,
+            "lost": [_dot(head.lost)] if head.has_lost else [],
+            "expires_at_ms": head_deadline(&head) or None,
+            "substates": substates,
+        }
+        if what == KIND_STRING:
+            with nogil:
+                status = store.op_get(name, &value)
+            store._check(status)
+            answer["value"] = value.data[: value.size]
+        return answer
+    finally:
+        store.unlock()
+
+
+cdef object _difference(int64_t total, int64_t floor):
+    return <int64_t>(<unsigned long long>total - <unsigned long long>floor)
+
+
+def _rule(what, written, live, has_register, expired, has_lost, substates):
+    alive = [name for name, some in (
+        ("string", written or live), ("set", substates["set"]["elements"]), ("map", substates["map"]["fields"]),
+    ) if some]
+    if expired:
+        return "expired: the deadline has passed"
+    if what == KIND_NONE:
+        return "deleted: nothing written is left that no delete has seen" if has_register else "never written"
+    if len(alive) > 1:
+        return f"type clash: {' and '.join(alive)} were written concurrently; the newest dot shows"
+    if what == KIND_SET:
+        return "add-wins set: an element stays unless a remove has seen its add"
+    if what == KIND_MAP:
+        return "map: per field, the newest write that no remove has seen, plus its increments"
+    if live:
+        return "counter: the register's integer plus every increment that no reset has seen"
+    if has_lost:
+        return "lww: concurrent writes met; the highest timestamp won, then the highest origin"
+    return "lww: the highest timestamp, then the highest origin"

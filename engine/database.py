@@ -1,0 +1,391 @@
+"""The embedded database: a mutable mapping of bytes, with counters, sets and maps beside it.
+
+>>> import tempfile, everwrite
+>>> db = everwrite.open(tempfile.mkdtemp())
+>>> db[b"greeting"] = b"hello"
+>>> db.counter(b"visits").increment()
+1
+>>> db.set(b"tags").add(b"blue")
+>>> sorted(db)
+[b'greeting', b'visits']
+>>> db.close()
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+from everwrite import access
+from everwrite.clock import merge
+from everwrite.errors import LogCutError, NotAnIntegerError, OverflowError, ProtocolError
+from everwrite.files import Files
+from everwrite.store import Store
+
+__all__ = ["Counter", "Database", "MapView", "SetView", "VersionVector", "open_database"]
+
+_PAGE = 1000
+
+
+def _key(key: object) -> bytes:
+    if isinstance(key, bytes):
+        return key
+    raise TypeError(f"keys, values and elements are bytes, not {type(key).__name__}")
+
+
+class VersionVector(Mapping[int, int]):
+    """A read-only mapping of origin to timestamp: the prefix of each origin's updates that a store holds."""
+
+    def __init__(self, timestamps: Mapping[int, int]) -> None:
+        self._timestamps = dict(timestamps)
+
+    def __getitem__(self, origin: int) -> int:
+        return self._timestamps[origin]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._timestamps)
+
+    def __len__(self) -> int:
+        return len(self._timestamps)
+
+    def __repr__(self) -> str:
+        return f"VersionVector({self._timestamps!r})"
+
+
+class Counter:
+    """A counter: increments of all stores add up, each exactly once. Made by `Database.counter`.
+
+    A reset takes away the increments that it has seen, and no others.
+    """
+
+    def __init__(self, store: Store, key: bytes) -> None:
+        self._store = store
+        self.key = key
+
+    def increment(self, n: int = 1) -> int:
+        """Add `n`; returns the new value.
+
+        Raises WrongTypeError when the key holds a set or map, NotAnIntegerError when it holds
+        other text, OverflowError when the result would leave 64 bits.
+        """
+        return access.increment(self._store, self.key, _int64(n))
+
+    def decrement(self, n: int = 1) -> int:
+        """Subtract `n`; returns the new value. Raises as `increment`."""
+        return self.increment(-n)
+
+    @property
+    def value(self) -> int:
+        """The value now; 0 when the key doesn't exist. Raises NotAnIntegerError when it holds other text."""
+        text = access.get(self._store, self.key)
+        if text is None:
+            return 0
+        try:
+            return int(text)
+        except ValueError:
+            raise NotAnIntegerError(f"key {self.key!r} holds text that is not a 64-bit integer") from None
+
+    def reset(self) -> None:
+        """Delete the key: increments that this store has seen are gone, concurrent ones stay."""
+        access.delete(self._store, self.key)
+
+    def __repr__(self) -> str:
+        return f"Counter({self.key!r})"
+
+
+class SetView:
+    """An add-wins set of bytes: an add that a remove hadn't seen survives it. Made by `Database.set`."""
+
+    def __init__(self, store: Store, key: bytes) -> None:
+        self._store = store
+        self.key = key
+
+    def add(self, *elements: bytes) -> None:
+        """Add elements, together as one update. Raises WrongTypeError when the key holds another type."""
+        access.set_add(self._store, self.key, [_key(element) for element in elements])
+
+    def discard(self, *elements: bytes) -> None:
+        """Remove elements if they are there, together as one update. Raises as `add`."""
+        access.set_remove(self._store, self.key, [_key(element) for element in elements])
+
+    def remove(self, element: bytes) -> None:
+        """Remove an element; raises KeyError when it isn't there."""
+        if not access.set_remove(self._store, self.key, [_key(element)]):
+            raise KeyError(element)
+
+    def __contains__(self, element: object) -> bool:
+        return access.set_contains(self._store, self.key, _key(element))
+
+    def __len__(self) -> int:
+        return access.cardinality(self._store, self.key, "set")
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The elements in byte order. Adding and removing meanwhile is allowed."""
+        for element, _ in _elements(self._store, self.key, "set"):
+            yield element
+
+    def clear(self) -> None:
+        """Delete the key: elements that this store has seen are gone, concurrent adds stay."""
+        access.delete(self._store, self.key)
+
+    def __repr__(self) -> str:
+        return f"SetView({self.key!r})"
+
+
+class MapView(MutableMapping[bytes, bytes]):
+    """A map of fields to bytes; a field may also be counted up. Made by `Database.map`.
+
+    Of concurrent writes of a field the newest shows; a write that a delete hadn't seen survives it.
+    """
+
+    def __init__(self, store: Store, key: bytes) -> None:
+        self._store = store
+        self.key = key
+
+    def __getitem__(self, field: bytes) -> bytes:
+        value = access.map_get(self._store, self.key, _key(field))
+        if value is None:
+            raise KeyError(field)
+        return value
+
+    def __setitem__(self, field: bytes, value: bytes) -> None:
+        access.map_set(self._store, self.key, [_key(field), _key(value)])
+
+    def __delitem__(self, field: bytes) -> None:
+        if not access.map_remove(self._store, self.key, [_key(field)]):
+            raise KeyError(field)
+
+    def set(self, fields: Mapping[bytes, bytes]) -> None:
+        """Write several fields together as one update."""
+        access.map_set(self._store, self.key, [_key(each) for pair in fields.items() for each in pair])
+
+    def increment(self, field: bytes, n: int = 1) -> int:
+        """Add `n` to a field (absent: 0); returns the new value. Raises as `Counter.increment`."""
+        return access.map_increment(self._store, self.key, _key(field), _int64(n))
+
+    def items(self) -> Any:
+        """Fields and values as an iterator of pairs, in byte order of the fields."""
+        return _elements(self._store, self.key, "map")
+
+    def __iter__(self) -> Iterator[bytes]:
+        for field, _ in _elements(self._store, self.key, "map"):
+            yield field
+
+    def __len__(self) -> int:
+        return access.cardinality(self._store, self.key, "map")
+
+    def clear(self) -> None:
+        """Delete the key: fields that this store has seen are gone, concurrent writes stay."""
+        access.delete(self._store, self.key)
+
+    def __repr__(self) -> str:
+        return f"MapView({self.key!r})"
+
+
+def _int64(n: int) -> int:
+    if isinstance(n, int) and -(1 << 63) <= n < 1 << 63:
+        return n
+    raise OverflowError(f"the amount is {n!r}; it must be an integer of 64 bits with sign")
+
+
+def _elements(store: Store, key: bytes, of: str) -> Iterator[tuple[bytes, bytes]]:
+    start = b""
+    while page := access.elements(store, key, of, start, _PAGE):
+        yield from page
+        if len(page) < _PAGE:
+            return
+        start = page[-1][0] + b"\0"
+
+
+class Database(Store, MutableMapping[bytes, bytes]):
+    """An open store as a mutable mapping of bytes to bytes. Opened by `everwrite.open`.
+
+    As a mapping it shows registers and counters (a counter's value is its decimal text). Sets and
+    maps are reached by `set` and `map`; reading one as a value raises WrongTypeError.
+    """
+
+    def __getitem__(self, key: bytes) -> bytes:
+        value = access.get(self, _key(key))
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: bytes, value: bytes) -> None:
+        access.put(self, _key(key), _key(value))
+
+    def __delitem__(self, key: bytes) -> None:
+        if not access.delete(self, _key(key)):
+            raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return access.kind(self, _key(key)) == "string"
+
+    def __iter__(self) -> Iterator[bytes]:
+        for key, kind in self._keys(b""):
+            if kind == "string":
+                yield key
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __repr__(self) -> str:
+        return f"<everwrite.Database {self.path!r}{' (closed)' if self.closing() else ''}>"
+
+    def _keys(self, start: bytes) -> Iterator[tuple[bytes, str]]:
+        while page := access.keys(self, start, _PAGE):
+            yield from page
+            if len(page) < _PAGE:
+                return
+            start = page[-1][0] + b"\0"
+
+    def put(self, key: bytes, value: bytes, *, ttl: float | None = None) -> None:
+        """Write a value that expires `ttl` seconds from now (None: never), everywhere at that moment.
+
+        Raises ValueError when `ttl` is not positive.
+        """
+        deadline_ms = 0
+        if ttl is not None:
+            if not 0 < ttl < 1e15:
+                raise ValueError(f"ttl is {ttl!r}; it must be a positive number of seconds")
+            deadline_ms = self.wall_ms() + max(1, round(ttl * 1000))
+        access.put(self, _key(key), _key(value), deadline_ms)
+
+    def counter(self, key: bytes) -> Counter:
+        """The counter at `key`; it exists from its first increment on."""
+        return Counter(self, _key(key))
+
+    def set(self, key: bytes) -> SetView:
+        """The set at `key`; it exists while it has elements."""
+        return SetView(self, _key(key))
+
+    def map(self, key: bytes) -> MapView:
+        """The map at `key`; it exists while it has fields."""
+        return MapView(self, _key(key))
+
+    def delete(self, key: bytes) -> bool:
+        """Delete a key of any type; returns whether it existed."""
+        return access.delete(self, _key(key))
+
+    def kind(self, key: bytes) -> str:
+        """What `key` holds: "none", "string", "set" or "map"."""
+        return access.kind(self, _key(key))
+
+    def key_count(self) -> int:
+        """How many keys of all types exist (keys past their deadline count until they are removed)."""
+        return access.key_count(self)
+
+    def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Registers and counters whose key begins with `prefix`, as (key, value) in byte order.
+
+        Sees the store as it is when each page is read; writing meanwhile is allowed.
+        """
+        for key, kind in self._keys(_key(prefix)):
+            if not key.startswith(prefix):
+                return
+            if kind == "string":
+                value = access.get(self, key)
+                if value is not None:
+                    yield key, value
+
+    @property
+    def applied(self) -> VersionVector:
+        """Which updates this store holds: of each origin, all up to a timestamp. Its own included."""
+        return VersionVector(self.applied_dict())
+
+    def changes(self, since: Mapping[int, int]) -> Iterator[bytes]:
+        """Yield batches with all that a store whose `applied` is `since` lacks, in an order that it can apply.
+
+        Ends when it has caught up with what is written by then. Falls back to whole states of keys
+        when the log was cut (`log_keep_bytes`). Raises ValueError when `since` is no version vector.
+        """
+        since = merge(since)
+        self.commit_log()
+        try:
+            stream = self.open_stream(since)
+        except LogCutError:
+            held = self.applied
+            yield from self.resync_batches(since)
+            stream = self.open_stream(merge(since, held))
+        try:
+            while (batch := stream.next_batch(5000, 1 << 20)) is not None:
+                yield batch
+        finally:
+            stream.close()
+
+    def apply(self, batch: bytes) -> None:
+        """Apply a batch from another store's `changes`; durable on return. Late or repeated ones are harmless.
+
+        Raises GapError when it starts beyond what this store holds, ProtocolError when it is malformed,
+        ClockDriftError when its clock is too far ahead, TooLargeError; nothing of it is applied then.
+        """
+        need = self.apply_batch(batch)
+        self.commit_log()
+        if need is not None:
+            raise ProtocolError(
+                f"the batch changes key {need.key[1:]!r} on top of updates that this store lacks, although its "
+                "spans follow: it was not made by `changes` for this store"
+            )
+
+    def why(self, key: bytes) -> dict[str, Any]:
+        """What `key` shows and by which rule: see `access.why`."""
+        return access.why(self, _key(key))
+
+    def system_get(self, name: bytes) -> bytes | None:
+        """The value of a system register: replicated like a key, apart from users' keys."""
+        return access.system_get(self, name)
+
+    def system_set(self, name: bytes, value: bytes) -> None:
+        """Write a system register; the last writer wins."""
+        access.system_set(self, name, value)
+
+    def system_items(self, prefix: bytes = b"") -> list[tuple[bytes, bytes]]:
+        """System registers whose name begins with `prefix`."""
+        return access.system_items(self, prefix)
+
+
+def open_database(
+    path: str | os.PathLike[str],
+    durability: str = "always",
+    *,
+    create: bool = True,
+    max_clock_drift_ms: int = 500,
+    memtable_bytes: int = 64 << 20,
+    block_cache_bytes: int = 64 << 20,
+    log_keep_bytes: int = 256 << 20,
+    segment_bytes: int = 64 << 20,
+    files: Files | None = None,
+    background: bool = True,
+    store_id: int | None = None,
+    now_ms: int = 0,
+) -> Database:
+    """Open the store in directory `path`, made when missing (unless `create` is False).
+
+    `durability`: "always" (a write returns when it is on the device), "interval" (at most a second
+    later) or "os" (when the operating system likes). `memtable_bytes`: how much is kept in memory
+    before it is written as a table; `log_keep_bytes`: how much log is kept for other stores to catch
+    up from. `files`, `background`, `store_id` and `now_ms` serve simulations.
+
+    Raises LockedError when it is open already, CorruptionError naming file and offset when it is
+    damaged, FormatError when a newer release wrote it, ConfigError for a wrong `durability`.
+    """
+    return Database(
+        path,
+        durability,
+        create=create,
+        max_clock_drift_ms=max_clock_drift_ms,
+        memtable_bytes=memtable_bytes,
+        block_cache_bytes=block_cache_bytes,
+        log_keep_bytes=log_keep_bytes,
+        segment_bytes=segment_bytes,
+        files=files,
+        background=background,
+        store_id=store_id,
+        now_ms=now_ms,
+    )

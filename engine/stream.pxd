@@ -1,0 +1,26 @@
+"""A cursor over the log for one receiver."""
+
+from libc.stdint cimport uint64_t
+
+from everwrite.clock cimport Vector
+from everwrite.coding cimport Buffer, Slice
+from everwrite.store cimport Store
+from everwrite.wal_reader cimport WalReader
+
+
+cdef class Stream:
+    cdef Store store
+    cdef WalReader reader
+    cdef Vector handed_out
+    cdef object store_ids               # set of int, or None for all
+    cdef uint64_t* wanted
+    cdef size_t wanted_count
+    cdef bint everything
+    cdef Buffer body
+    cdef readonly uint64_t changes      # handed out so far
+    cdef readonly uint64_t last_timestamp
+    cdef bint closed
+
+    cdef bint _wants(self, uint64_t origin) noexcept nogil
+    cdef int _take(self, Slice payload, size_t* taken) noexcept nogil
+    cdef uint64_t _limit(self) noexcept nogil

@@ -1,0 +1,179 @@
+"""Streams: what leaves a store is its log, in log order, from a cursor (Bayou's prefix property).
+
+Memory per receiver is constant: a position, a version vector and one batch.
+"""
+
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free, malloc
+
+from everwrite.change cimport Change, change_parse
+from everwrite.clock cimport vector_covers, vector_dict, vector_free, vector_init, vector_load, vector_raise
+from everwrite.coding cimport (
+    Buffer,
+    Reader,
+    Slice,
+    buffer_free,
+    buffer_init,
+    get_slice,
+    get_u8,
+    get_u64,
+    get_varint,
+    put_slice,
+    put_varint,
+    reader_left,
+    reader_of,
+    slice_of,
+)
+from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM
+from everwrite.status cimport Status, check, fault_corrupt
+from everwrite.store cimport Store
+from everwrite.wal_reader cimport WalReader
+
+from everwrite.batch import CHANGES, encode_batch
+from everwrite.errors import ClosedError, LogCutError
+
+
+cdef class Stream:
+    """A cursor over a store's log for a receiver whose applied vector is `since`.
+
+    Made by `Store.open_stream`. Not thread-safe.
+    """
+
+    def __cinit__(self):
+        vector_init(&self.handed_out)
+        buffer_init(&self.body)
+        self.wanted = NULL
+
+    def __init__(self, Store store not None, WalReader reader not None, since, store_ids):
+        self.store = store
+        self.reader = reader
+        vector_load(&self.handed_out, since)
+        self.everything = store_ids is None
+        if store_ids is not None:
+            ids = sorted(set(store_ids))
+            self.wanted = <uint64_t*>malloc((len(ids) or 1) * sizeof(uint64_t))
+            if self.wanted == NULL:
+                raise MemoryError("out of memory for a stream")
+            for each in ids:
+                self.wanted[self.wanted_count] = each
+                self.wanted_count += 1
+
+    def __dealloc__(self):
+        vector_free(&self.handed_out)
+        buffer_free(&self.body)
+        free(self.wanted)
+
+    cdef bint _wants(self, uint64_t origin) noexcept nogil:
+        cdef size_t i
+        if self.everything:
+            return True
+        for i in range(self.wanted_count):
+            if self.wanted[i] == origin >> 16:
+                return True
+        return False
+
+    cdef uint64_t _limit(self) noexcept nogil:
+        # Nothing leaves that a crash of this node could take back (with durability `always`).
+        return self.store.wal.durable if self.store.sync_always else self.store.wal.written
+
+    cdef int _take(self, Slice payload, size_t* taken) noexcept nogil:
+        """Append what the receiver lacks of one log frame to the body, as one group."""
+        cdef Reader r = reader_of(payload)
+        cdef Change change
+        cdef Slice body
+        cdef Buffer group
+        cdef uint64_t count
+        cdef uint64_t i
+        cdef uint64_t origin
+        cdef uint64_t timestamp
+        cdef int kind = get_u8(&r)
+        cdef int status = Status.OK
+        taken[0] = 0
+        if kind == FRAME_CLAIM:
+            # This store learned these updates as states: they were never in its log.
+            count = get_varint(&r)
+            for i in range(count):
+                origin = get_u64(&r)
+                timestamp = get_u64(&r)
+                if self._wants(origin) and not vector_covers(&self.handed_out, origin, timestamp):
+                    return Status.ERR_GUARD
+            return Status.OK
+        if kind != FRAME_CHANGES:
+            return Status.OK
+        buffer_init(&group)
+        while reader_left(&r) and status == Status.OK:
+            body = get_slice(&r)
+            status = change_parse(body, &change)
+            if status < 0 or r.failed:
+                status = fault_corrupt(b"log", self.reader.position, b"a change in a log frame can't be decoded")
+            elif self._wants(change.dot.origin) and not vector_covers(
+                &self.handed_out, change.dot.origin, change.dot.timestamp
+            ):
+                taken[0] += 1
+                self.last_timestamp = change.dot.timestamp
+                if put_slice(&group, body) != 0 or vector_raise(
+                    &self.handed_out, change.dot.origin, change.dot.timestamp
+                ) < 0:
+                    status = Status.ERR_MEMORY
+        if status == Status.OK and group.size:
+            if put_slice(&self.body, slice_of(group.data, group.size)) != 0:
+                status = Status.ERR_MEMORY
+        buffer_free(&group)
+        return status
+
+    def next_batch(self, size_t max_changes=100, size_t max_bytes=1 << 20):
+        """The next batch for the receiver, or None when it has all that may leave this store.
+
+        A batch ends with the first atomic group that reaches `max_changes` changes or `max_bytes`
+        bytes before compression. Raises LogCutError when the log no longer holds what comes next,
+        ClosedError after `close`.
+        """
+        cdef Slice payload
+        cdef size_t taken
+        cdef size_t count = 0
+        cdef uint64_t limit
+        cdef int status = 1
+        if self.closed or self.store.closed:
+            raise ClosedError("the stream or its store is closed")
+        before = vector_dict(&self.handed_out)
+        self.body.size = 0
+        with nogil:
+            limit = self._limit()
+            while status == 1 and count < max_changes and self.body.size < max_bytes:
+                status = self.reader.next(limit, &payload)
+                if status == 1:
+                    status = self._take(payload, &taken)
+                    count += taken
+                    if status == Status.OK:
+                        status = 1
+        if status == Status.ERR_GUARD:
+            raise LogCutError("the receiver lacks updates that this store learned by a resync, not from a log")
+        check(status)
+        if count == 0:
+            return None
+        self.changes += count
+        after = vector_dict(&self.handed_out)
+        spans = [
+            (origin, before.get(origin, 0), upto) for origin, upto in after.items() if before.get(origin, 0) != upto
+        ]
+        return encode_batch(CHANGES, spans, count, self.body.data[: self.body.size])
+
+    @property
+    def sent(self):
+        """Version vector (dict of origin to timestamp) of what the receiver holds after all batches so far."""
+        return vector_dict(&self.handed_out)
+
+    def caught_up(self):
+        """Whether nothing is waiting to be handed out."""
+        return self.reader.position >= self._limit()
+
+    def pending(self):
+        """About how many changes lie between the cursor and the log's end; 0 exactly when caught up."""
+        cdef uint64_t limit = self._limit()
+        if self.reader.position >= limit:
+            return 0
+        return max(1, (limit - self.reader.position) // self.store.average_change_bytes())
+
+    def close(self):
+        """Let go of the log. Idempotent."""
+        self.closed = True
