@@ -9,6 +9,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from everwrite.coding cimport Buffer, Slice
 from everwrite.keyspace cimport Keyspace
+from everwrite.lsm cimport LsmIterator
+from everwrite.state cimport Element, Head
 
 
 cdef enum Kind:
@@ -25,8 +27,23 @@ cdef enum SetFlag:
     SET_WANT_OLD = 8     # fill *old; WRONG_TYPE when the key holds a set or map
 
 
-cdef struct Elements      # an open iteration over a set or map: see elements_open
-cdef struct Keys          # an open iteration over keys: see keys_open
+cdef struct Elements:
+    # An open iteration over a set or map: see elements_open.
+    LsmIterator* it
+    Buffer prefix
+    Buffer start
+    Element element
+    char text[32]
+    bint started
+
+
+cdef struct Keys:
+    # An open iteration over keys: see keys_open.
+    LsmIterator* it
+    Buffer start
+    Head head
+    int64_t now
+    bint started
 
 
 cdef class TypedKeyspace(Keyspace):

@@ -61,21 +61,6 @@ from everwrite.state cimport (
 )
 from everwrite.status cimport Status, fault_corrupt
 
-cdef struct Elements:
-    LsmIterator* it
-    Buffer prefix
-    Buffer start
-    Element element
-    char text[32]
-    bint started
-
-cdef struct Keys:
-    LsmIterator* it
-    Buffer start
-    Head head
-    int64_t now
-    bint started
-
 # After a deadline the region that set it removes the key; the others step in when that hasn't happened for so long.
 cdef enum Reaping:
     FOREIGN_GRACE_MS = 60000

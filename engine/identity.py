@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import msgpack
 
-from everwrite.checksum import crc32c
+from everwrite.checksum import checksum
 from everwrite.errors import CorruptionError, FormatError
 
 __all__ = ["Identity", "decode_identity", "encode_identity", "next_identity"]
@@ -51,18 +51,18 @@ class Identity:
 def encode_identity(identity: Identity) -> bytes:
     """Magic, version, checksum, then a msgpack array of the fields."""
     payload: bytes = msgpack.packb([getattr(identity, name) for name in _FIELDS])
-    return _HEADER.pack(_MAGIC, _VERSION, crc32c(payload)) + payload
+    return _HEADER.pack(_MAGIC, _VERSION, checksum(payload)) + payload
 
 
 def decode_identity(data: bytes, path: str) -> Identity:
     """Raises CorruptionError or FormatError, naming `path`."""
     if len(data) < _HEADER.size or data[:8] != _MAGIC:
         raise CorruptionError(f"{path}: not an identity file (damaged at byte offset 0)", path=path)
-    _, version, checksum = _HEADER.unpack_from(data)
+    _, version, expected = _HEADER.unpack_from(data)
     if version > _VERSION:
         raise FormatError(f"{path}: format version {version} is newer than this release's {_VERSION}: upgrade it")
     payload = data[_HEADER.size :]
-    if crc32c(payload) != checksum:
+    if checksum(payload) != expected:
         raise CorruptionError(
             f"{path}: checksum mismatch at byte offset {_HEADER.size}: restore the file from a backup",
             path=path,

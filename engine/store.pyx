@@ -715,7 +715,7 @@ cdef class Store(TypedKeyspace):
         cdef Slice key = slice_of(NULL, 0)
         cdef uint64_t origin = 0
         cdef uint64_t timestamp = 0
-        cdef int kind
+        cdef bint states
         cdef int status
         if self.closed:
             raise ClosedError(f"{self.path}: the store is closed")
@@ -723,11 +723,11 @@ cdef class Store(TypedKeyspace):
         body = envelope.body
         data = <const uint8_t*>(<bytes>body)
         size = len(body)
-        kind = envelope.kind
+        states = envelope.kind == STATES
         count = envelope.count
-        if kind != CLAIM:
+        if envelope.kind != CLAIM:
             with nogil:
-                status = self._validate(kind == STATES, data, size, count, &newest)
+                status = self._validate(states, data, size, count, &newest)
             if status < 0:
                 raise ProtocolError("malformed batch: a change in it can't be decoded; nothing of it was applied")
         for span in envelope.spans:
@@ -737,11 +737,11 @@ cdef class Store(TypedKeyspace):
         try:
             self._check(Status.ERR_FAILED if self.failed else Status.OK)
             self._admit(envelope, newest)
-            if kind == CLAIM:
+            if envelope.kind == CLAIM:
                 self._accept_claim(envelope)
                 return None
             with nogil:
-                if kind == STATES:
+                if states:
                     status = self._apply_states(data, size)
                 else:
                     status = self._apply_groups(data, size, &key, &origin, &timestamp)
@@ -749,7 +749,7 @@ cdef class Store(TypedKeyspace):
                 self.pulls += 1
                 return Need(key.data[: key.size], origin, timestamp)
             self._check(status)
-            if kind == STATES:
+            if states:
                 self.resync.setdefault(envelope.resync, set()).add(envelope.index)
             for span in envelope.spans:
                 if vector_raise(&self.applied, span.origin, span.upto) < 0:
@@ -978,7 +978,10 @@ cdef int _check_body(Slice body, bint state, uint64_t* newest) noexcept nogil:
     cdef int status = change_parse(body, &change)
     if status < 0:
         return status
-    if state != (change.dot.timestamp == 0) or (state and not change.flags & CHANGE_FULL_STATE):
+    if state:
+        if change.dot.timestamp or not change.flags & CHANGE_FULL_STATE:
+            return Status.ERR_DECODE
+    elif change.dot.timestamp == 0:
         return Status.ERR_DECODE
     status = change_check(&change)
     if status < 0:
@@ -991,7 +994,7 @@ cdef int _check_body(Slice body, bint state, uint64_t* newest) noexcept nogil:
         head_init(&head)
         status = head_decode(&head, part.value)
         for i in range(head.size):
-            newest[0] = max(newest[0], head.rows[i].context, head.rows[i].counter)
+            newest[0] = max(newest[0], max(head.rows[i].context, head.rows[i].counter))
         if head.has_register:
             newest[0] = max(newest[0], head.dot.timestamp)
         head_free(&head)
