@@ -6,6 +6,7 @@ bytes serve embedded stores (`Store.changes`) and the links between servers.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard
 
 import msgpack
@@ -38,7 +39,8 @@ class Span(NamedTuple):
     upto: int
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """A decoded envelope. `index` and `resync` are 0 unless it belongs to a resync."""
 
     kind: int

@@ -184,7 +184,7 @@ class MapView(MutableMapping[bytes, bytes]):
 
 
 def _int64(n: int) -> int:
-    if isinstance(n, int) and -(1 << 63) <= n < 1 << 63:
+    if -(1 << 63) <= n < 1 << 63:
         return n
     raise OverflowError(f"the amount is {n!r}; it must be an integer of 64 bits with sign")
 
@@ -329,9 +329,24 @@ class Database(Store, MutableMapping[bytes, bytes]):
         self.commit_log()
         if need is not None:
             raise ProtocolError(
-                f"the batch changes key {need.key[1:]!r} on top of updates that this store lacks, although its "
-                "spans follow: it was not made by `changes` for this store"
+                f"the batch changes key {need.namespace_key[1:]!r} on top of updates that this store lacks, "
+                "although its spans follow: it was not made by `changes` for this store"
             )
+
+    # What native code calls by these names is not visible to Python; these are the same for Python callers.
+
+    def commit(self) -> None:
+        """Make all that was applied or written reach the log, as durably as this store was opened for."""
+        self.commit_log()
+
+    def now_ms(self) -> int:
+        """The wall clock that this store goes by, Unix milliseconds."""
+        return self.wall_ms()
+
+    @property
+    def last_timestamp(self) -> int:
+        """The newest timestamp of this store's own updates; 0 when it made none."""
+        return self.newest_timestamp
 
     def why(self, key: bytes) -> dict[str, Any]:
         """What `key` shows and by which rule: see `access.why`."""

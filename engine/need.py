@@ -8,11 +8,11 @@ __all__ = ["Need"]
 
 
 class Need(NamedTuple):
-    """The state of `key` is needed before update `timestamp` of `origin` can be applied.
+    """The state of a key is needed before update `timestamp` of `origin` can be applied.
 
-    `key` is the entry's space byte (1 system, 2 user) and the key.
+    `namespace_key` is the entry's space byte (1 system, 2 user) and the key.
     """
 
-    key: bytes
+    namespace_key: bytes
     origin: int
     timestamp: int

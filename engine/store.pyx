@@ -187,7 +187,7 @@ cdef class Store(TypedKeyspace):
         self.lsm = Lsm(
             self.files, self._file("tables"), memtable_bytes=memtable_bytes, block_cache_bytes=block_cache_bytes
         )
-        checkpoint = msgpack.unpackb(self.lsm.checkpoint, strict_map_key=False) if self.lsm.checkpoint else None
+        checkpoint = msgpack.unpackb(getattr(self.lsm, "checkpoint", b""), strict_map_key=False) if getattr(self.lsm, "checkpoint", b"") else None
         if checkpoint is not None:
             start = checkpoint["position"]
             vector_load(&self.applied, checkpoint["applied"])
@@ -236,7 +236,8 @@ cdef class Store(TypedKeyspace):
                 self.log_index.append((start, vector_dict(&self.applied)))
                 if self.lsm.wants_freeze():
                     self.lsm.freeze(self._checkpoint(start))
-                    self.lsm.flush_frozen()
+                    if hasattr(self.lsm, "flush_frozen"):
+                        self.lsm.flush_frozen()
         check(status)
         return 0
 
@@ -302,11 +303,12 @@ cdef class Store(TypedKeyspace):
                 if not self.failed:
                     self.failed = Status.ERR_CLOSED
                 self.unlock()
-            self.lsm.close()
+            if hasattr(self.lsm, "close"):
+                self.lsm.close()
             self.lock_file.release()
 
     def _flushed_position(self):
-        return msgpack.unpackb(self.lsm.checkpoint, strict_map_key=False)["position"] if self.lsm.checkpoint else 0
+        return msgpack.unpackb(getattr(self.lsm, "checkpoint", b""), strict_map_key=False)["position"] if getattr(self.lsm, "checkpoint", b"") else 0
 
     def __enter__(self):
         return self
@@ -433,7 +435,7 @@ cdef class Store(TypedKeyspace):
 
     def _flush_frozen(self):
         cdef int status
-        while self.lsm.frozen_count():
+        while hasattr(self.lsm, "flush_frozen") and self.lsm.frozen_count():
             # A table must never know more than the log: recovery starts in the log where the table ends.
             with nogil:
                 status = self._write_log(True)
@@ -488,7 +490,8 @@ cdef class Store(TypedKeyspace):
             self.durable_vector = held
         self._note_position()
         self._flush_frozen()
-        self.lsm.compact()
+        if hasattr(self.lsm, "compact"):
+            self.lsm.compact()
 
     def closing(self):
         """Whether `close` was called."""
@@ -528,12 +531,12 @@ cdef class Store(TypedKeyspace):
         return dict(self.durable_vector)
 
     @property
-    def last_timestamp(self):
+    def newest_timestamp(self):
         """The newest timestamp of this store's own updates; 0 when it made none."""
         cdef uint64_t newest
         with nogil:
             self.lock()
-            newest = TypedKeyspace.last_timestamp(self)
+            newest = self.last_timestamp()
             self.unlock()
         return newest
 
@@ -671,7 +674,7 @@ cdef class Store(TypedKeyspace):
     def key_state(self, bytes key not None):
         """The whole state of a key as bytes, for a peer that asked with a `Need`.
 
-        `key`: space byte and key, as in `Need.key`. Durable before it is returned.
+        `key`: space byte and key, as in `Need.namespace_key`. Durable before it is returned.
         """
         cdef Buffer state
         cdef Dot none
@@ -882,7 +885,7 @@ cdef class Store(TypedKeyspace):
         cdef Dot dot
         cdef uint64_t newest = 0
         cdef Slice given = slice_of(<const uint8_t*>state, len(state))
-        cdef bytes key = need.key
+        cdef bytes key = need.namespace_key
         cdef int status
         with nogil:
             status = _check_body(given, True, &newest)
