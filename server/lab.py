@@ -31,6 +31,7 @@ __all__ = ["Lab", "LabOptions", "View"]
 
 POLL_SECONDS = 0.5
 STARTING_POLL_SECONDS = 0.05
+STARTING_TELL_SECONDS = 5.0
 READY_SECONDS_MAX = 120.0
 # Together they stay below the 10 s within which a lab ends.
 DRAIN_SECONDS = 8.0
@@ -166,12 +167,23 @@ class Lab:
             for node in self._nodes.values():
                 self._spawn(node, nursery)
             async with trio.open_nursery() as starting:
+                starting.start_soon(self._tell_what_is_missing)
                 for node in self._nodes.values():
                     starting.start_soon(self._wait_ready, node)
             self._view.ready(self._status())
             while True:
                 self._view.show(self._status())
                 await trio.sleep(POLL_SECONDS)
+
+    async def _tell_what_is_missing(self) -> None:
+        """While nodes start: now and then a line on those that aren't ready."""
+        told = trio.current_time()
+        while waiting := [node for node in self._nodes.values() if not node.became_ready.is_set()]:
+            if trio.current_time() - told >= STARTING_TELL_SECONDS:
+                told = trio.current_time()
+                for node in waiting:
+                    self._view.event(f"{node.place.node} isn't ready yet: {'; '.join(node.reasons) or 'starting'}")
+            await trio.sleep(STARTING_POLL_SECONDS)
 
     async def _heed_signals(self, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:

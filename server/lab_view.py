@@ -133,7 +133,7 @@ class LiveView:
 
         self._console = Console(highlight=False)
         # Redrawn from the lab's own loop: a thread of its own would draw half-made states.
-        self._live = Live(console=self._console, auto_refresh=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._started = False
 
     def event(self, text: str) -> None:
@@ -152,7 +152,7 @@ class LiveView:
         self._live.update(self._tables(status), refresh=True)
 
     def close(self) -> None:
-        """Leave the last picture on the screen."""
+        """Take the tables off the screen; what happened stays."""
         if self._started:
             self._live.stop()
 

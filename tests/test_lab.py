@@ -299,8 +299,11 @@ def test_a_node_that_dies_at_the_start_shows_the_end_of_its_log(tmp_path: Path) 
 
 def test_a_node_that_does_not_become_ready_in_time_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lab_module, "READY_SECONDS_MAX", 0.1)
-    message = fails(tmp_path / "lab", LabError, "silent")
-    assert "isn't ready after 0.1 s: no answer over HTTP" in message
+    monkeypatch.setattr(lab_module, "STARTING_TELL_SECONDS", 0.0)
+    view = Recorder()
+    with pytest.raises(LabError, match=r"isn't ready after 0\.1 s: no answer over HTTP"):
+        trio.run(Lab(options(tmp_path / "lab", "silent"), view).run)
+    assert "apac-0 isn't ready yet: no answer over HTTP" in view.events
 
 
 def test_a_node_that_does_not_drain_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
