@@ -13,8 +13,10 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from everwrite.server.http_adapter import HttpServer, Limits
+from everwrite.server.http_adapter import ClientDisconnected, HttpServer, Limits
 from tests.http_support import CHUNKED, GET, PUT, App, echo, headers_of, one, parse, read_body, respond, serve_bytes
+
+TE = b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 def test_a_request_reaches_the_application_as_it_was_sent() -> None:
@@ -84,13 +86,13 @@ def test_garbage_gets_an_error_or_a_close_and_never_an_exception(garbage: bytes)
         (b"GET / HTTP/1.1\r\n\r\n", 400, "bad_request"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400, "bad_request"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, "bad_request"),
-        (b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "bad_request"),
+        (b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n" + TE + b"0\r\n\r\n", 400, "bad_request"),
         (b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, "not_implemented"),
-        (b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "bad_request"),
+        (b"PUT / HTTP/1.1\r\nHost: x\r\n" + TE + b"zz\r\n", 400, "bad_request"),
         (b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhel", 400, "bad_request"),
         (b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 4611686018427387904\r\n\r\n", 413, "body_too_large"),
         (b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 65\r\n\r\n", 413, "body_too_large"),
-        (b"PUT / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n50\r\n" + b"x" * 80, 413, "body_too_large"),
+        (b"PUT / HTTP/1.1\r\nHost: x\r\n" + TE + b"50\r\n" + b"x" * 80, 413, "body_too_large"),
         (b"GET /" + b"k" * 600 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "target_too_long"),
         (b"GET /" + b"k" * 2000, 414, "target_too_long"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"k" * 600 + b"\r\n\r\n", 431, "headers_too_large"),
@@ -126,6 +128,11 @@ def test_head_gets_the_headers_and_no_body() -> None:
     assert int(headers_of(head)[b"content-length"]) > 0
     assert none == b""
     assert body != b""
+
+
+def test_a_refused_head_gets_no_body() -> None:
+    [(head, body)] = parse(serve_bytes(echo, [GET.replace(b"GET", b"HEAD")], Limits(target_bytes_max=3)), [b"HEAD"])
+    assert (head.status_code, body) == (414, b"")
 
 
 def test_standard_headers_are_there_once() -> None:
@@ -260,17 +267,6 @@ async def test_sending_to_a_client_that_closed_raises() -> None:
     assert server.statistics().application_errors == 0
 
 
-def test_waiting_for_a_disconnect_ends_with_the_response_and_keeps_pipelined_bytes() -> None:
-    async def app(_scope: Any, receive: Any, send: Any) -> None:
-        await read_body(receive)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive)
-            await trio.testing.wait_all_tasks_blocked()
-            await respond(send, b"{}")
-
-    assert len(parse(serve_bytes(app, [GET, GET, GET]), [b"GET"] * 3)) == 3
-
-
 def stalled(pieces: list[bytes], app: App = echo, seconds: float = 1000.0) -> bytes:
     """What the server sends to a client that sends `pieces`, `seconds` apart, and never ends its side."""
 
@@ -296,6 +292,45 @@ def stalled(pieces: list[bytes], app: App = echo, seconds: float = 1000.0) -> by
         return output
 
     return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def watching(_scope: Any, receive: Any, send: Any) -> None:
+    """Waits for the client's leaving while it answers, as an application with a stream of events does."""
+    await read_body(receive)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await trio.sleep(1)
+        await respond(send, b"{}")
+
+
+def test_waiting_for_a_disconnect_ends_with_the_response_and_keeps_pipelined_bytes() -> None:
+    assert len(parse(stalled([GET, GET, GET], watching, seconds=0.1), [b"GET"] * 3)) == 3
+
+
+@pytest.mark.trio
+async def test_waiting_for_a_disconnect_reads_ahead_only_so_far(autojump_clock: trio.testing.MockClock) -> None:
+    client, side = trio.testing.lockstep_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(HttpServer(watching).handle, side)
+        sent = 0
+        with trio.move_on_after(0.5):
+            while sent < 100:
+                await client.send_all(GET)
+                sent += 1
+        assert 3 <= sent < 10
+        nursery.cancel_scope.cancel()
+
+
+def test_an_application_may_fail_because_its_client_left(caplog: pytest.LogCaptureFixture) -> None:
+    assert serve_bytes(echo, [PUT[:-1]]).startswith(b"HTTP/1.1 400")
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        await read_body(receive)
+        assert await read_body(receive) is None
+        raise ClientDisconnected("told so")
+
+    assert serve_bytes(app, [GET]) == b""
+    assert not caplog.records
 
 
 def test_slow_clients_are_given_up() -> None:

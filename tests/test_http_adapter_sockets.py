@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from everwrite.server.http_adapter import HttpServer, Limits
+from everwrite.server.http_adapter import REFUSALS_MAX, HttpServer, Limits
 from tests.http_support import GET, PUT, echo, read_body, read_response, respond, running
 from tests.support import eventually_async
 
@@ -76,6 +76,12 @@ async def test_connections_over_the_limit_get_a_503() -> None:
             status, body = await read_response(extra)
             assert (status, json.loads(body)["error"]["code"]) == (503, "too_many_connections")
             await extra.aclose()
+            # Far over the limit there isn't even an answer.
+            crowd = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(REFUSALS_MAX + 1)]
+            assert await crowd[-1].receive_some() == b""
+            for stream in crowd:
+                await stream.aclose()
+            await eventually_async(lambda: server.statistics().connections == 2)
             await held.pop().aclose()
             await eventually_async(lambda: server.statistics().connections <= 1)
             again = await trio.open_tcp_stream("127.0.0.1", port)

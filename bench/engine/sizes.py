@@ -1,0 +1,4 @@
+"""How much the benchmarks work on."""
+
+VALUE = b"v" * 100
+KEYS = 100_000
