@@ -3,15 +3,20 @@
 Knows nothing of clocks or data types. Keys to 70,000 bytes, values to 64 MiB + 64 KiB.
 
 Thread safety: every method is serialised by the caller (the store's lock), except
-`flush_frozen`, `frozen_count`, `statistics` and `compact`, which run on other threads beside them.
+`flush_frozen`, `compact`, `frozen_count` and `statistics`, which run on other threads beside
+them (and beside each other).
 Invariants: a version is the immutable list of what lies below the active table, newest
-first; whoever holds a reference may read all of it. Only `freeze` changes `active`.
+first; whoever holds a reference may read all of it. Only `freeze` changes `active`. A table
+file is in the manifest before a version shows it, and leaves the manifest before it is removed.
 """
 
 from libc.stdint cimport uint64_t
 
+from everwrite.block_cache cimport BlockCache
 from everwrite.coding cimport Slice
+from everwrite.files cimport Files
 from everwrite.memtable cimport Memtable
+from everwrite.table_reader cimport Table
 from everwrite.threads cimport pthread_mutex_t
 
 
@@ -24,6 +29,17 @@ cdef struct Version:
     int refs                           # under the Lsm's mutex
     Memtable** frozen                  # newest first, a reference each
     size_t frozen_count
+    Table** tables                     # newest first, a reference each; all older than the frozen ones
+    size_t table_count
+
+
+cdef struct Exchange:
+    # How a version differs from the one before it.
+    Memtable* fresh                    # NULL, or the new active table: the old one becomes frozen
+    size_t flushed                     # 1: the oldest frozen table goes
+    size_t first                       # tables[first .. first + merged) go,
+    size_t merged
+    Table* table                       # NULL, or what takes their place
 
 
 cdef struct LsmIterator      # opaque
@@ -36,11 +52,25 @@ cdef void pin_release(Pin* pin) noexcept nogil
 cdef class Lsm:
     cdef Memtable* active
     cdef Version* version              # read and replaced under `mutex`
-    cdef pthread_mutex_t mutex         # guards `version` and all references to versions; held for a few instructions
+    cdef Table* graveyard              # tables that no version holds any more
+    cdef pthread_mutex_t mutex         # guards these two and all counts of references; held for a few instructions
     cdef unsigned long long epoch      # changes with `version`
     cdef uint64_t seed
     cdef size_t memtable_bytes
+    cdef Files files
+    cdef BlockCache cache
+    cdef str folder
+    cdef readonly bytes checkpoint     # the newest installed one; b"" in a fresh store
     cdef bint closed
+    # One flush and one compaction may run at once; what they share is under `manifest_lock`.
+    cdef object flush_lock
+    cdef object compact_lock
+    cdef object manifest_lock
+    cdef object manifest               # what is on the disk
+    cdef object frozen_checkpoints     # one for each frozen table, oldest first
+    cdef readonly uint64_t next_number
+    cdef readonly uint64_t flushes
+    cdef readonly uint64_t compactions
 
     # 1 found, 0 absent, negative error. *value stays valid until the pin is released, but,
     # when it lies in the active memory table, only until the next put or remove of the same key or the next freeze.
@@ -61,17 +91,21 @@ cdef class Lsm:
     cdef bint wants_freeze(self) noexcept nogil                         # the active table is over its limit
 
     cdef int _get_older(self, uint64_t key_hash, Slice key, Pin* pin, Slice* value) noexcept nogil
-    cdef int _freeze(self, Memtable* fresh) noexcept nogil
+    cdef int _get_from_tables(self, Version* version, Slice key, Pin* pin, Slice* value) noexcept nogil
     cdef Version* _hold_version(self) noexcept nogil
     cdef void _release_version(self, Version* version) noexcept nogil
+    cdef int _exchange(self, Exchange* change) noexcept nogil
+    cdef void _bury(self) noexcept nogil
     cdef int _renew(self, LsmIterator* it) noexcept nogil
     cdef int _skip_removed(self, LsmIterator* it, int status) noexcept nogil
+    cdef Table* _open_table(self, object info) except? NULL
+    cdef object _install(self, object info, tuple tables, object checkpoint, Exchange* change)
     # Python level:
     # Lsm(files, folder, *, memtable_bytes, block_cache_bytes)
     # freeze(checkpoint: bytes): the active table becomes immutable, a new one takes writes;
     #     `checkpoint` is the caller's description of the state up to here.
     # frozen_count() -> int
-    # flush_frozen(): write the oldest frozen table to a file, install it and its checkpoint (background)
+    # flush_frozen() -> bool: write the oldest frozen table to a file, install it and its checkpoint (background)
     # compact() -> bool: merge tables when there are too many (background); False when there was nothing to do
-    # checkpoint: bytes, the newest installed checkpoint (b"" in a fresh store)
-    # close()
+    # statistics() -> dict[str, int]
+    # close(): what wasn't flushed is gone; it is in the caller's log

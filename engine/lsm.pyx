@@ -4,9 +4,16 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
+import os
+import re
 import secrets
+import threading
+from collections import deque
 
+from everwrite.block_cache cimport BlockCache
 from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, buffer_slice, put_bytes, slice_equal, slice_of
+from everwrite.compaction cimport merge_to_table
+from everwrite.files cimport Files
 from everwrite.hashing cimport hash64
 from everwrite.memtable cimport (
     Entry,
@@ -21,6 +28,7 @@ from everwrite.memtable cimport (
 from everwrite.merge_iterator cimport (
     Merge,
     merge_add_memtable,
+    merge_add_table,
     merge_free,
     merge_init,
     merge_key,
@@ -32,12 +40,21 @@ from everwrite.merge_iterator cimport (
 )
 from everwrite.pins cimport Counted, counted_hold, counted_release, ew_load, ew_store
 from everwrite.status cimport Status, check
+from everwrite.table_format cimport KEY_HASH_SEED, Block
+from everwrite.table_reader cimport TABLE_ABSENT, TABLE_FOUND, Table, table_close, table_get, table_open
 from everwrite.threads cimport (
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
     pthread_mutex_unlock,
 )
+
+from everwrite import manifest as manifests
+from everwrite.compaction import pick_run
+from everwrite.errors import ClosedError, CorruptionError
+
+_TABLE_NAME = re.compile(r"\d{16}\.table", re.ASCII)
+_MANIFEST_NAME = "manifest"
 
 
 cdef struct LsmIterator:
@@ -66,17 +83,25 @@ cdef inline void _pin(Pin* pin, Counted* block) noexcept nogil:
     pin.block = block
 
 
-cdef Version* _version_new(size_t frozen_count) noexcept nogil:
+cdef Version* _version_new(size_t frozen_count, size_t table_count) noexcept nogil:
     cdef Version* version = <Version*>calloc(1, sizeof(Version))
     if version == NULL:
         return NULL
     version.frozen = <Memtable**>calloc(frozen_count + 1, sizeof(void*))
-    if version.frozen == NULL:
-        free(version)
+    version.tables = <Table**>calloc(table_count + 1, sizeof(void*))
+    if version.frozen == NULL or version.tables == NULL:
+        _version_free(version)
         return NULL
     version.refs = 1
     version.frozen_count = frozen_count
+    version.table_count = table_count
     return version
+
+
+cdef void _version_free(Version* version) noexcept nogil:
+    free(version.frozen)
+    free(version.tables)
+    free(version)
 
 
 cdef inline Slice _slice(bytes data):
@@ -98,20 +123,96 @@ cdef class Lsm:
         self.seed = secrets.randbits(64)
         pthread_mutex_init(&self.mutex, NULL)
         self.active = memtable_new(self.seed)
-        self.version = _version_new(0)
+        self.version = _version_new(0, 0)
         if self.active == NULL or self.version == NULL:
             raise MemoryError
 
-    def __init__(self, files, folder, *, size_t memtable_bytes=64 << 20, size_t block_cache_bytes=64 << 20):
-        """Open the map in `folder`; `memtable_bytes` is when the memory table wants to be frozen."""
+    def __init__(
+        self, Files files not None, folder, *, size_t memtable_bytes=64 << 20, size_t block_cache_bytes=64 << 20
+    ):
+        """Open the map in `folder`, which is made when it is missing.
+
+        `memtable_bytes`: when the memory table wants to be frozen. `block_cache_bytes`: limit of
+        the blocks of table files kept in memory. Raises `CorruptionError` and `FormatError`,
+        each naming the file, and `StorageError`.
+        """
+        self.files = files
+        self.folder = os.fsdecode(folder)
         self.memtable_bytes = memtable_bytes
+        self.cache = BlockCache(files, block_cache_bytes)
+        self.flush_lock = threading.Lock()
+        self.compact_lock = threading.Lock()
+        self.manifest_lock = threading.Lock()
+        self.frozen_checkpoints = deque()
+        files.mkdir(self.folder)
+        self.manifest = self._load_manifest()
+        self.checkpoint = self.manifest.checkpoint
+        self.next_number = self.manifest.next_number
+        cdef Exchange change
+        for i, info in enumerate(self.manifest.tables):
+            change = Exchange(fresh=NULL, flushed=0, first=i, merged=0, table=self._open_table(info))
+            check(self._exchange(&change))
+        self._remove_orphans()
 
     def __dealloc__(self):
         if self.version != NULL:
             self._release_version(self.version)
         if self.active != NULL:
             counted_release(&self.active.counted)
+        if self.files is not None:
+            self._bury()
         pthread_mutex_destroy(&self.mutex)
+
+    # ---- files ----
+
+    def _path(self, name):
+        return os.path.join(self.folder, name)
+
+    def _table_path(self, number):
+        return self._path(f"{number:016d}.table")
+
+    def _table_names(self):
+        return [name for name in self.files.listdir(self.folder) if _TABLE_NAME.fullmatch(name)]
+
+    def _load_manifest(self):
+        path = self._path(_MANIFEST_NAME)
+        manifest = manifests.load(self.files, path)
+        if manifest is None:
+            # Without it there is no telling which of the tables are whole and current.
+            if self._table_names():
+                raise CorruptionError(
+                    f"{path}: the manifest is missing, but there are tables beside it; "
+                    "restore the folder from a backup or a replica",
+                    path=path,
+                )
+            manifest = manifests.Manifest()
+            manifests.save(self.files, path, manifest)
+        return manifest
+
+    def _remove_orphans(self):
+        """Remove what a crash has left behind: tables that no manifest came to name, or that it no longer names."""
+        named = {os.path.basename(self._table_path(info.number)) for info in self.manifest.tables}
+        for name in self.files.listdir(self.folder):
+            if name == _MANIFEST_NAME + ".tmp" or (_TABLE_NAME.fullmatch(name) and name not in named):
+                self.files.remove(self._path(name))
+
+    cdef Table* _open_table(self, object info) except? NULL:
+        cdef Table* table
+        cdef bytes path = os.fsencode(self._table_path(info.number))
+        cdef const char* raw = path
+        cdef uint64_t number = info.number
+        cdef uint64_t size = info.size
+        cdef int status
+        if not self.files.exists(path):
+            raise CorruptionError(
+                f"{os.fsdecode(path)}: the manifest names this table, but there is no such file; "
+                "restore the folder from a backup or a replica",
+                path=os.fsdecode(path),
+            )
+        with nogil:
+            status = table_open(self.files, raw, number, size, &table)
+        check(status)
+        return table
 
     # ---- versions ----
 
@@ -124,17 +225,75 @@ cdef class Lsm:
         return version
 
     cdef void _release_version(self, Version* version) noexcept nogil:
-        cdef int refs
+        cdef Table* table
+        cdef bint last
         cdef size_t i
         pthread_mutex_lock(&self.mutex)
         version.refs -= 1
-        refs = version.refs
+        last = version.refs == 0
+        if last:
+            for i in range(version.table_count):
+                table = version.tables[i]
+                table.refs -= 1
+                if table.refs == 0:
+                    table.next = self.graveyard
+                    self.graveyard = table
         pthread_mutex_unlock(&self.mutex)
-        if refs == 0:
+        if last:
             for i in range(version.frozen_count):
                 counted_release(&version.frozen[i].counted)
-            free(version.frozen)
-            free(version)
+            _version_free(version)
+
+    cdef void _bury(self) noexcept nogil:
+        """Close the tables that nobody reads any more. Whoever read last doesn't: removing a large file takes time."""
+        cdef Table* table
+        cdef Table* following
+        pthread_mutex_lock(&self.mutex)
+        table = self.graveyard
+        self.graveyard = NULL
+        pthread_mutex_unlock(&self.mutex)
+        while table != NULL:
+            following = table.next
+            table_close(self.files, table)
+            table = following
+
+    cdef int _exchange(self, Exchange* change) noexcept nogil:
+        """Replace the version by one that differs by `change`, which gives its references away. ERR_MEMORY: nothing."""
+        cdef Version* version
+        cdef Version* old
+        cdef size_t fresh = change.fresh != NULL
+        cdef size_t added = change.table != NULL
+        cdef size_t i
+        pthread_mutex_lock(&self.mutex)
+        old = self.version
+        version = _version_new(
+            old.frozen_count + fresh - change.flushed, old.table_count + added - change.merged
+        )
+        if version == NULL:
+            pthread_mutex_unlock(&self.mutex)
+            return Status.ERR_MEMORY
+        for i in range(fresh, version.frozen_count):
+            version.frozen[i] = old.frozen[i - fresh]
+            counted_hold(&version.frozen[i].counted)
+        if fresh:
+            version.frozen[0] = self.active
+            self.active = change.fresh
+        for i in range(version.table_count):
+            if i < change.first:
+                version.tables[i] = old.tables[i]
+            elif i == change.first and added:
+                version.tables[i] = change.table
+                continue
+            else:
+                version.tables[i] = old.tables[i - added + change.merged]
+            version.tables[i].refs += 1
+        for i in range(change.first, change.first + change.merged):
+            old.tables[i].obsolete = True
+        self.version = version
+        ew_store(&self.epoch, self.epoch + 1)
+        pthread_mutex_unlock(&self.mutex)
+        self._release_version(old)
+        return Status.OK
 
     # ---- reading ----
 
@@ -161,8 +320,28 @@ cdef class Lsm:
                     value[0] = entry_value(e)
                     found = 1
                 break
+        else:
+            found = self._get_from_tables(version, key, pin, value)
         self._release_version(version)
         return found
+
+    cdef int _get_from_tables(self, Version* version, Slice key, Pin* pin, Slice* value) noexcept nogil:
+        cdef uint64_t filter_hash
+        cdef Block* block
+        cdef size_t i
+        cdef int status
+        if version.table_count == 0:
+            return 0
+        filter_hash = hash64(key, KEY_HASH_SEED)
+        for i in range(version.table_count):
+            status = table_get(version.tables[i], self.cache, key, filter_hash, &block, value)
+            if status == TABLE_FOUND:
+                pin_release(pin)
+                pin.block = &block.counted
+                return 1
+            if status != TABLE_ABSENT:
+                return status if status < 0 else 0
+        return 0
 
     # ---- writing ----
 
@@ -204,12 +383,14 @@ cdef class Lsm:
         cdef Version* version = self._hold_version()
         cdef Merge merge
         cdef size_t i
-        if merge_init(&merge, version.frozen_count + 1) < 0:
+        if merge_init(&merge, version.frozen_count + version.table_count + 1) < 0:
             self._release_version(version)
             return Status.ERR_MEMORY
         merge_add_memtable(&merge, self.active)
         for i in range(version.frozen_count):
             merge_add_memtable(&merge, version.frozen[i])
+        for i in range(version.table_count):
+            merge_add_table(&merge, version.tables[i])
         merge_free(&it.merge)
         it.merge = merge
         if it.version != NULL:
@@ -225,7 +406,7 @@ cdef class Lsm:
 
     cdef int _skip_removed(self, LsmIterator* it, int status) noexcept nogil:
         while status == 1 and merge_removed(&it.merge):
-            status = merge_next(&it.merge)
+            status = merge_next(&it.merge, self.cache)
         it.standing = status == 1
         return status
 
@@ -242,7 +423,7 @@ cdef class Lsm:
             if status < 0:
                 return status
         it.active_count = it.active.count
-        return self._skip_removed(it, merge_seek(&it.merge, key))
+        return self._skip_removed(it, merge_seek(&it.merge, self.cache, key))
 
     cdef int next(self, LsmIterator* it) noexcept nogil:
         cdef int status
@@ -260,16 +441,16 @@ cdef class Lsm:
             if status < 0:
                 return status
             it.active_count = it.active.count
-            status = merge_seek(&it.merge, key)
+            status = merge_seek(&it.merge, self.cache, key)
             if status == 1 and slice_equal(merge_key(&it.merge), key):
-                status = merge_next(&it.merge)
+                status = merge_next(&it.merge, self.cache)
             return self._skip_removed(it, status)
         if it.active_count != it.active.count:
             it.active_count = it.active.count
-            status = merge_refresh_newest(&it.merge)
+            status = merge_refresh_newest(&it.merge, self.cache)
             if status < 0:
                 return status
-        return self._skip_removed(it, merge_next(&it.merge))
+        return self._skip_removed(it, merge_next(&it.merge, self.cache))
 
     cdef Slice key(self, LsmIterator* it) noexcept nogil:
         return merge_key(&it.merge)
@@ -277,28 +458,11 @@ cdef class Lsm:
     cdef Slice value(self, LsmIterator* it) noexcept nogil:
         return merge_value(&it.merge)
 
-    # ---- freezing ----
+    # ---- freezing, flushing, compacting ----
 
-    cdef int _freeze(self, Memtable* fresh) noexcept nogil:
-        cdef Version* version
-        cdef Version* old
-        cdef size_t i
-        pthread_mutex_lock(&self.mutex)
-        old = self.version
-        version = _version_new(old.frozen_count + 1)
-        if version == NULL:
-            pthread_mutex_unlock(&self.mutex)
-            return Status.ERR_MEMORY
-        version.frozen[0] = self.active
-        for i in range(old.frozen_count):
-            version.frozen[i + 1] = old.frozen[i]
-            counted_hold(&old.frozen[i].counted)
-        self.active = fresh
-        self.version = version
-        ew_store(&self.epoch, self.epoch + 1)
-        pthread_mutex_unlock(&self.mutex)
-        self._release_version(old)
-        return Status.OK
+    def _check_open(self):
+        if self.closed:
+            raise ClosedError("the map is closed")
 
     def freeze(self, bytes checkpoint not None):
         """Make the memory table immutable and start a new one.
@@ -306,11 +470,14 @@ cdef class Lsm:
         `checkpoint` describes the state up to here; it is installed together with the file
         that this table is written to.
         """
-        cdef Memtable* fresh = memtable_new(self.seed)
-        if fresh == NULL:
+        self._check_open()
+        cdef Exchange change = Exchange(fresh=memtable_new(self.seed), flushed=0, first=0, merged=0, table=NULL)
+        if change.fresh == NULL:
             raise MemoryError
-        if self._freeze(fresh) < 0:
-            counted_release(&fresh.counted)
+        self.frozen_checkpoints.append(checkpoint)
+        if self._exchange(&change) < 0:
+            self.frozen_checkpoints.pop()
+            counted_release(&change.fresh.counted)
             raise MemoryError
 
     def frozen_count(self):
@@ -323,12 +490,180 @@ cdef class Lsm:
             self._release_version(version)
         return count
 
+    def _take_number(self):
+        number = self.next_number
+        self.next_number += 1
+        return number
+
+    cdef object _install(self, object info, tuple tables, object checkpoint, Exchange* change):
+        """Make `tables` the ones of the manifest, then of the version. Call under `manifest_lock`.
+
+        When the manifest can't be written, it may or may not have been: the new table's file
+        stays, unused, until the map is opened again.
+        """
+        cdef int status
+        change.table = self._open_table(info) if info is not None else NULL
+        self.files.sync_folder(self.folder)
+        manifest = manifests.Manifest(tables, self.next_number, checkpoint)
+        try:
+            manifests.save(self.files, self._path(_MANIFEST_NAME), manifest)
+            with nogil:
+                status = self._exchange(change)
+            check(status)
+        except BaseException:
+            if change.table != NULL:
+                table_close(self.files, change.table)
+            raise
+        self.manifest = manifest
+        self.checkpoint = checkpoint
+
+    def flush_frozen(self):
+        """Write the oldest frozen table to a file and install it with its checkpoint. False: there was none.
+
+        Raises `StorageError`; the table then stays frozen, and the call may be repeated.
+        """
+        cdef Exchange change = Exchange(fresh=NULL, flushed=1, first=0, merged=0, table=NULL)
+        cdef Version* version
+        cdef Merge merge
+        cdef bint drop_removed
+        with self.flush_lock:
+            self._check_open()
+            with nogil:
+                version = self._hold_version()
+            try:
+                if version.frozen_count == 0:
+                    return False
+                checkpoint = self.frozen_checkpoints[0]
+                drop_removed = version.table_count == 0
+                check(merge_init(&merge, 1))
+                try:
+                    merge_add_memtable(&merge, version.frozen[version.frozen_count - 1])
+                    number = self._take_number()
+                    info = merge_to_table(
+                        self.files, self.cache, self._table_path(number), number, &merge, drop_removed
+                    )
+                finally:
+                    merge_free(&merge)
+            finally:
+                with nogil:
+                    self._release_version(version)
+            with self.manifest_lock:
+                new = (info,) if info is not None else ()
+                self._install(info, new + self.manifest.tables, checkpoint, &change)
+                self.frozen_checkpoints.popleft()
+                self.flushes += 1
+            with nogil:
+                self._bury()
+        return True
+
+    def compact(self):
+        """Merge a run of tables when `pick_run` names one. False: there was nothing to do.
+
+        Raises `StorageError`; everything then stays as it was, and the call may be repeated.
+        """
+        cdef Exchange change = Exchange(fresh=NULL, flushed=0, first=0, merged=0, table=NULL)
+        cdef Version* version = NULL
+        cdef Merge merge
+        cdef Py_ssize_t i
+        with self.compact_lock:
+            self._check_open()
+            with self.manifest_lock:
+                tables = self.manifest.tables
+                with nogil:
+                    version = self._hold_version()
+            try:
+                run = pick_run(tables)
+                if run is None:
+                    return False
+                start, stop = run
+                check(merge_init(&merge, stop - start))
+                try:
+                    for i in range(start, stop):
+                        merge_add_table(&merge, version.tables[i])
+                    number = self._take_number()
+                    info = merge_to_table(
+                        # A cache of its own that keeps nothing: the caller's isn't shared, nor pushed out.
+                        self.files, BlockCache(self.files, 0), self._table_path(number), number, &merge,
+                        stop == len(tables),
+                    )
+                finally:
+                    merge_free(&merge)
+            finally:
+                with nogil:
+                    self._release_version(version)
+            with self.manifest_lock:
+                # Flushes may have put newer tables in front meanwhile.
+                newer = len(self.manifest.tables) - len(tables)
+                change.first = newer + start
+                change.merged = stop - start
+                new = (info,) if info is not None else ()
+                current = self.manifest.tables
+                self._install(
+                    info, current[:newer + start] + new + current[newer + stop:], self.checkpoint, &change
+                )
+                self.compactions += 1
+            with nogil:
+                self._bury()
+        return True
+
+    def close(self):
+        """Close all files; wait for a flush or compaction that runs. What wasn't flushed is gone. Once more is fine."""
+        cdef Memtable* empty
+        cdef Memtable* active
+        cdef Version* version
+        cdef Version* old
+        with self.flush_lock, self.compact_lock:
+            if self.closed:
+                return
+            empty = memtable_new(self.seed)
+            version = _version_new(0, 0)
+            if empty == NULL or version == NULL:
+                raise MemoryError
+            self.closed = True
+            with nogil:
+                pthread_mutex_lock(&self.mutex)
+                old = self.version
+                self.version = version
+                active = self.active
+                self.active = empty
+                ew_store(&self.epoch, self.epoch + 1)
+                pthread_mutex_unlock(&self.mutex)
+                counted_release(&active.counted)
+                self._release_version(old)
+                self._bury()
+
     def statistics(self):
         """Flat counters; sizes in bytes."""
+        cdef size_t frozen
+        cdef size_t frozen_bytes = 0
+        cdef size_t tables
+        cdef uint64_t table_bytes = 0
+        cdef uint64_t entries = 0
+        cdef Version* version
+        cdef size_t i
+        with nogil:
+            version = self._hold_version()
+            frozen = version.frozen_count
+            tables = version.table_count
+            for i in range(frozen):
+                frozen_bytes += version.frozen[i].memory
+            for i in range(tables):
+                table_bytes += version.tables[i].size
+                entries += version.tables[i].entries
+            self._release_version(version)
         return {
             "memtable_bytes": self.active.memory,
             "memtable_keys": self.active.count - self.active.removed,
-            "frozen": self.frozen_count(),
+            "frozen": frozen,
+            "frozen_bytes": frozen_bytes,
+            "tables": tables,
+            "table_bytes": table_bytes,
+            "table_entries": entries,
+            "cache_bytes": self.cache.bytes,
+            "cache_hits": self.cache.hits,
+            "cache_misses": self.cache.misses,
+            "flushes": self.flushes,
+            "compactions": self.compactions,
         }
 
     # ---- the mapping, for tools and tests ----
@@ -345,6 +680,7 @@ cdef class Lsm:
         cdef Slice value
         cdef Slice k = _slice(key)
         cdef int found
+        self._check_open()
         pin_init(&pin)
         with nogil:
             found = self.get(k, &pin, &value)
@@ -359,6 +695,7 @@ cdef class Lsm:
         cdef Slice k = _slice(key)
         cdef Slice v = _slice(value)
         cdef int status
+        self._check_open()
         with nogil:
             status = self.put(k, v)
         check(status)
@@ -367,12 +704,14 @@ cdef class Lsm:
         """Remove a key, whether it is there or not: finding out would cost a read."""
         cdef Slice k = _slice(key)
         cdef int status
+        self._check_open()
         with nogil:
             status = self.remove(k)
         check(status)
 
     def items(self, bytes start not None=b""):
         """Yield (key, value) in key order from the first key that is >= `start`, with writes made meanwhile."""
+        self._check_open()
         cdef LsmIterator* it = self.iterator()
         cdef Slice at = _slice(start)
         cdef int status

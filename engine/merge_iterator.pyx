@@ -3,10 +3,18 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memmove
 
-from everwrite.coding cimport Slice, slice_compare, slice_equal
+from everwrite.block_cache cimport BlockCache
+from everwrite.coding cimport Slice, buffer_slice, slice_compare, slice_equal
 from everwrite.memtable cimport Memtable, MemtableCursor, entry_key, entry_removed, entry_value
 from everwrite.memtable_order cimport cursor_next, cursor_seek
 from everwrite.status cimport Status
+from everwrite.table_reader cimport (
+    Table,
+    table_cursor_free,
+    table_cursor_init,
+    table_cursor_next,
+    table_cursor_seek,
+)
 
 
 cdef int merge_init(Merge* m, size_t capacity) noexcept nogil:
@@ -21,6 +29,10 @@ cdef int merge_init(Merge* m, size_t capacity) noexcept nogil:
 
 
 cdef void merge_free(Merge* m) noexcept nogil:
+    cdef size_t i
+    for i in range(m.count):
+        if m.sources[i].file.table != NULL:
+            table_cursor_free(&m.sources[i].file)
     free(m.sources)
     free(m.order)
     m.sources = NULL
@@ -36,24 +48,34 @@ cdef void merge_add_memtable(Merge* m, Memtable* t) noexcept nogil:
     m.count += 1
 
 
-cdef int _source_seek(Source* source, Slice key) noexcept nogil:
-    cdef int status = cursor_seek(&source.memory, source.memory.table, key)
-    if status < 0:
+cdef void merge_add_table(Merge* m, Table* t) noexcept nogil:
+    cdef Source* source = &m.sources[m.count]
+    source.age = m.count
+    table_cursor_init(&source.file, t)
+    m.count += 1
+
+
+cdef inline int _arrived(Source* source, int status) noexcept nogil:
+    """Both kinds of cursor as one: 1 and the key, 0 at the end, negative error."""
+    if source.file.table != NULL:
+        source.key = buffer_slice(&source.file.key)
         return status
-    if source.memory.entry == NULL:
-        return 0
+    if status < 0 or source.memory.entry == NULL:
+        return status
     source.key = entry_key(source.memory.entry)
     return 1
 
 
-cdef int _source_next(Source* source) noexcept nogil:
-    cdef int status = cursor_next(&source.memory)
-    if status < 0:
-        return status
-    if source.memory.entry == NULL:
-        return 0
-    source.key = entry_key(source.memory.entry)
-    return 1
+cdef int _source_seek(Source* source, BlockCache cache, Slice key) noexcept nogil:
+    if source.file.table != NULL:
+        return _arrived(source, table_cursor_seek(&source.file, cache, key))
+    return _arrived(source, cursor_seek(&source.memory, source.memory.table, key))
+
+
+cdef int _source_next(Source* source, BlockCache cache) noexcept nogil:
+    if source.file.table != NULL:
+        return _arrived(source, table_cursor_next(&source.file, cache))
+    return _arrived(source, cursor_next(&source.memory))
 
 
 cdef inline bint _goes_before(const Source* a, const Source* b) noexcept nogil:
@@ -85,12 +107,12 @@ cdef void _sink(Merge* m, size_t position) noexcept nogil:
     m.order[position] = source
 
 
-cdef int merge_seek(Merge* m, Slice key) noexcept nogil:
+cdef int merge_seek(Merge* m, BlockCache cache, Slice key) noexcept nogil:
     cdef size_t i
     cdef int status
     m.live = 0
     for i in range(m.count):
-        status = _source_seek(&m.sources[i], key)
+        status = _source_seek(&m.sources[i], cache, key)
         if status < 0:
             m.live = 0
             return status
@@ -99,7 +121,7 @@ cdef int merge_seek(Merge* m, Slice key) noexcept nogil:
     return 1 if m.live > 0 else 0
 
 
-cdef int merge_next(Merge* m) noexcept nogil:
+cdef int merge_next(Merge* m, BlockCache cache) noexcept nogil:
     cdef size_t same = 1
     cdef int status
     if m.live == 0:
@@ -109,7 +131,7 @@ cdef int merge_next(Merge* m) noexcept nogil:
     # The first one goes last: the others are compared with the key that lies in its memory.
     while same > 0:
         same -= 1
-        status = _source_next(m.order[same])
+        status = _source_next(m.order[same], cache)
         if status < 0:
             m.live = 0
             return status
@@ -120,12 +142,12 @@ cdef int merge_next(Merge* m) noexcept nogil:
     return 1 if m.live > 0 else 0
 
 
-cdef int merge_refresh_newest(Merge* m) noexcept nogil:
+cdef int merge_refresh_newest(Merge* m, BlockCache cache) noexcept nogil:
     cdef Source* newest = &m.sources[0]
     cdef size_t i
     cdef int status
     cdef MemtableCursor before = newest.memory
-    status = _source_seek(newest, m.order[0].key)
+    status = _source_seek(newest, cache, m.order[0].key)
     if status < 0:
         newest.memory = before
         return status
@@ -143,8 +165,12 @@ cdef Slice merge_key(const Merge* m) noexcept nogil:
 
 
 cdef Slice merge_value(const Merge* m) noexcept nogil:
+    if m.order[0].file.table != NULL:
+        return m.order[0].file.value
     return entry_value(m.order[0].memory.entry)
 
 
 cdef bint merge_removed(const Merge* m) noexcept nogil:
+    if m.order[0].file.table != NULL:
+        return m.order[0].file.removed
     return entry_removed(m.order[0].memory.entry)

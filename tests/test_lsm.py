@@ -1,24 +1,31 @@
-"""The Lsm against a sorted dictionary, and what its iterators promise."""
+"""The Lsm against a dictionary: freezes, flushes, compactions, failures, crashes and reopenings at any point."""
 
+import random
+import threading
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from everwrite import errors
 from everwrite.lsm import Lsm
 from everwrite.memory_files import MemoryFiles
 
 keys = st.binary(min_size=1, max_size=3) | st.sampled_from([b"x" * 30 + bytes([i]) for i in range(20)])
-values = st.binary(max_size=50) | st.builds(bytes, st.sampled_from([300, 5_000]))
+values = st.binary(max_size=50) | st.builds(bytes, st.sampled_from([300, 5_000, 40_000]))
+OPERATIONS = ("open", "write", "sync", "rename", "sync_dir")
 
 
 class LsmMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.files = MemoryFiles()
-        self.lsm = Lsm(self.files, "lsm")
+        self.lsm = Lsm(self.files, "lsm", block_cache_bytes=100_000)
         self.model: dict[bytes, bytes] = {}
+        # What the map held at each freeze; a checkpoint is the index into this.
+        self.snapshots: list[dict[bytes, bytes]] = [{}]
         self.iterator: Iterator[tuple[bytes, bytes]] | None = None
         self.behind = b""
         self.started = False
@@ -27,6 +34,11 @@ class LsmMachine(RuleBasedStateMachine):
     def put(self, key: bytes, value: bytes) -> None:
         self.lsm[key] = value
         self.model[key] = value
+
+    @rule(keys=st.lists(keys, min_size=5, max_size=40), value=values)
+    def put_many(self, keys: list[bytes], value: bytes) -> None:
+        for key in keys:
+            self.put(key, value + key)
 
     @rule(key=keys)
     def remove(self, key: bytes) -> None:
@@ -45,7 +57,35 @@ class LsmMachine(RuleBasedStateMachine):
 
     @rule()
     def freeze(self) -> None:
-        self.lsm.freeze(b"checkpoint")
+        self.lsm.freeze(b"%d" % len(self.snapshots))
+        self.snapshots.append(dict(self.model))
+
+    @rule()
+    def flush(self) -> None:
+        frozen = self.lsm.frozen_count()
+        assert self.lsm.flush_frozen() == (frozen > 0)
+        if frozen:
+            assert self.lsm.frozen_count() == frozen - 1
+            assert int(self.lsm.checkpoint) == len(self.snapshots) - frozen
+
+    @rule()
+    def compact(self) -> None:
+        before = self.lsm.statistics()
+        if self.lsm.compact():
+            assert self.lsm.statistics()["tables"] < before["tables"]
+
+    @rule(operation=st.sampled_from(OPERATIONS), skip=st.integers(0, 3), what=st.sampled_from(["flush", "compact"]))
+    def fail(self, operation: str, skip: int, what: str) -> None:
+        self.files.fail(operation, skip=skip)  # type: ignore[arg-type]
+        before = (self.lsm.checkpoint, self.lsm.frozen_count())
+        try:
+            if what == "flush":
+                self.lsm.flush_frozen()
+            else:
+                self.lsm.compact()
+        except errors.StorageError:
+            assert (self.lsm.checkpoint, self.lsm.frozen_count()) == before
+        self.files.heal()
 
     @rule(key=keys)
     def open_iterator(self, key: bytes) -> None:
@@ -53,10 +93,10 @@ class LsmMachine(RuleBasedStateMachine):
         self.behind = key
         self.started = False
 
+    @precondition(lambda self: self.iterator is not None)
     @rule()
     def step_iterator(self) -> None:
-        if self.iterator is None:
-            return
+        assert self.iterator is not None
         ahead = [k for k in self.model if k > self.behind or (not self.started and k == self.behind)]
         found = next(self.iterator, None)
         if not ahead:
@@ -67,10 +107,154 @@ class LsmMachine(RuleBasedStateMachine):
         self.behind = min(ahead)
         self.started = True
 
+    def reopen(self, at_least: int) -> None:
+        self.iterator = None
+        self.lsm = Lsm(self.files, "lsm", block_cache_bytes=100_000)
+        held = int(self.lsm.checkpoint or b"0")
+        assert held >= at_least
+        del self.snapshots[held + 1 :]
+        self.model = dict(self.snapshots[held])
+        names = self.files.listdir("lsm")
+        assert len(names) == 1 + self.lsm.statistics()["tables"], names
+
+    @rule()
+    def close(self) -> None:
+        installed = int(self.lsm.checkpoint or b"0")
+        self.lsm.close()
+        with pytest.raises(errors.ClosedError):
+            b"k" in self.lsm  # noqa: B015
+        self.reopen(installed)
+
+    @rule(seed=st.integers(0, 2**32) | st.sampled_from([None, "all"]))
+    def crash(self, seed: int | None) -> None:
+        installed = int(self.lsm.checkpoint or b"0")
+        self.files.crash(random.Random(seed) if isinstance(seed, int) else seed)
+        self.reopen(installed)
+
     @invariant()
     def same(self) -> None:
         assert list(self.lsm.items()) == sorted(self.model.items())
 
 
 TestLsm = LsmMachine.TestCase
-TestLsm.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+TestLsm.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+def fill(lsm: Lsm, rounds: int, *, keys: int, size: int, source: random.Random) -> dict[bytes, bytes]:
+    """Overwrite `keys` keys at random; freeze, flush and compact after each round."""
+    model = {}
+    for number in range(rounds):
+        for _ in range(keys):
+            key = b"key:%06d" % source.randrange(keys)
+            lsm[key] = model[key] = source.randbytes(size)
+        lsm.freeze(b"%d" % number)
+        while lsm.flush_frozen():
+            pass
+        while lsm.compact():
+            pass
+    return model
+
+
+def test_neither_files_nor_disk_grow_with_the_history() -> None:
+    files = MemoryFiles()
+    lsm = Lsm(files, "lsm")
+    live = 500 * (10 + 200)
+    model = {}
+    for _ in range(10):
+        model.update(fill(lsm, 6, keys=500, size=200, source=random.Random(3)))
+        about = lsm.statistics()
+        assert about["tables"] <= 8
+        assert about["table_bytes"] < 3 * live
+        assert len(files.listdir("lsm")) == about["tables"] + 1
+    assert list(lsm.items()) == sorted(model.items())
+
+
+def test_remove_markers_go_with_the_oldest_table() -> None:
+    lsm = Lsm(MemoryFiles(), "lsm")
+    for i in range(1_000):
+        lsm[b"%d" % i] = b"v"
+    lsm.freeze(b"1")
+    lsm.flush_frozen()
+    for i in range(1_000):
+        del lsm[b"%d" % i]
+    lsm.freeze(b"2")
+    lsm.flush_frozen()
+    assert lsm.statistics()["table_entries"] == 2_000
+    assert list(lsm.items()) == []
+    while lsm.compact():
+        pass
+    assert lsm.statistics()["table_entries"] == 0
+    assert lsm.statistics()["tables"] == 0
+
+
+def test_wants_freeze_is_reached_by_writes() -> None:
+    files = MemoryFiles()
+    lsm = Lsm(files, "lsm", memtable_bytes=200_000)
+    for i in range(10_000):
+        lsm[b"%d" % i] = bytes(100)
+        if lsm.statistics()["memtable_bytes"] > 200_000:
+            break
+    assert 500 < i < 2_000
+
+
+def test_reads_and_writes_beside_background_flush_and_compaction() -> None:
+    lsm = Lsm(MemoryFiles(), "lsm", block_cache_bytes=50_000)
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def maintain() -> None:
+        try:
+            while not stop.is_set():
+                if not (lsm.flush_frozen() or lsm.compact()):
+                    stop.wait(0.001)
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=maintain) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    source = random.Random(4)
+    model: dict[bytes, bytes] = {}
+    try:
+        for number in range(60):
+            for _ in range(300):
+                key = b"key:%04d" % source.randrange(3_000)
+                if source.random() < 0.2:
+                    del lsm[key]
+                    model.pop(key, None)
+                else:
+                    lsm[key] = model[key] = source.randbytes(
+                        source.choice([10, 100, 30_000 if number % 7 == 0 else 20])
+                    )
+            walk = lsm.items()
+            seen = [next(walk) for _ in range(min(5, len(model)))]
+            lsm.freeze(b"%d" % number)
+            assert seen + list(walk) == sorted(model.items())
+            for _ in range(300):
+                key = b"key:%04d" % source.randrange(4_000)
+                assert (key in lsm) == (key in model)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    while lsm.flush_frozen() or lsm.compact():
+        pass
+    assert lsm.checkpoint == b"59"
+    assert list(lsm.items()) == sorted(model.items())
+
+
+def test_close_waits_and_is_idempotent() -> None:
+    files = MemoryFiles()
+    lsm = Lsm(files, "lsm")
+    lsm[b"a"] = b"1"
+    lsm.freeze(b"")
+    lsm.flush_frozen()
+    walk = lsm.items()
+    assert next(walk) == (b"a", b"1")
+    lsm.close()
+    lsm.close()
+    assert list(walk) == []
+    for call in (lsm.flush_frozen, lsm.compact, lsm.items().__next__, lambda: lsm.freeze(b"")):
+        with pytest.raises(errors.ClosedError):
+            call()

@@ -1,0 +1,8 @@
+from collections.abc import Sequence
+
+from everwrite.manifest import TableInfo
+
+TABLES_MAX: int
+WINDOW: int
+
+def pick_run(tables: Sequence[TableInfo]) -> tuple[int, int] | None: ...
