@@ -13,12 +13,12 @@ from bench.engine.sizes import KEYS, VALUE
 
 
 @pytest.fixture
-def open_store(tmp_path: Path) -> Iterator[Callable[..., everwrite.Store]]:
+def open_store(tmp_path: Path) -> Iterator[Callable[..., everwrite.Database]]:
     """Opens fresh stores, each in a folder of its own; all are closed with the test."""
     with ExitStack() as stack:
         count = 0
 
-        def open_one(durability: str = "os") -> everwrite.Store:
+        def open_one(durability: str = "os") -> everwrite.Database:
             nonlocal count
             count += 1
             return stack.enter_context(everwrite.open(tmp_path / f"store-{count}", durability=durability))
@@ -27,15 +27,14 @@ def open_store(tmp_path: Path) -> Iterator[Callable[..., everwrite.Store]]:
 
 
 @pytest.fixture
-def store(open_store: Callable[..., everwrite.Store]) -> everwrite.Store:
+def store(open_store: Callable[..., everwrite.Database]) -> everwrite.Database:
     """An empty store."""
     return open_store()
 
 
 @pytest.fixture
-def full_store(store: everwrite.Store) -> everwrite.Store:
+def full_store(store: everwrite.Database) -> everwrite.Database:
     """A store with `KEYS` registers of 100 bytes."""
-    with store.batch():
-        for number in range(KEYS):
-            store[b"key:%012d" % number] = VALUE
+    for number in range(KEYS):
+        store[b"key:%012d" % number] = VALUE
     return store

@@ -17,20 +17,20 @@ from bench.engine.sizes import VALUE
 from everwrite import clock
 
 CHANGES = 10_000
-OpenStore = Callable[..., everwrite.Store]
+OpenStore = Callable[..., everwrite.Database]
 
 
-def write_registers(store: everwrite.Store) -> None:
+def write_registers(store: everwrite.Database) -> None:
     for number in range(CHANGES):
         store[b"key:%012d" % number] = VALUE
 
 
-def write_increments(store: everwrite.Store) -> None:
+def write_increments(store: everwrite.Database) -> None:
     for number in range(CHANGES):
         store.counter(b"counter:%d" % (number % 100)).increment()
 
 
-def write_members(store: everwrite.Store) -> None:
+def write_members(store: everwrite.Database) -> None:
     members = store.set(b"set")
     for number in range(CHANGES):
         members.add(b"member:%012d" % number)
@@ -40,7 +40,7 @@ WRITERS = {"registers": write_registers, "increments": write_increments, "member
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_read_the_log(benchmark: Any, store: everwrite.Store, kind: str) -> None:
+def test_read_the_log(benchmark: Any, store: everwrite.Database, kind: str) -> None:
     WRITERS[kind](store)
     batches = benchmark(lambda: list(store.changes({})))
     assert batches
@@ -52,10 +52,10 @@ def test_apply(benchmark: Any, open_store: OpenStore, kind: str) -> None:
     WRITERS[kind](source)
     batches = list(source.changes({}))
 
-    def fresh_store() -> tuple[tuple[everwrite.Store], dict[str, Any]]:
+    def fresh_store() -> tuple[tuple[everwrite.Database], dict[str, Any]]:
         return (open_store(),), {}
 
-    def apply(target: everwrite.Store) -> None:
+    def apply(target: everwrite.Database) -> None:
         for batch in batches:
             target.apply(batch)
         assert target.applied == source.applied
@@ -78,7 +78,7 @@ def test_merge_concurrent_writes(benchmark: Any, open_store: OpenStore) -> None:
     write_registers(source)
     batches = list(source.changes({}))
 
-    def rival_store() -> tuple[tuple[everwrite.Store], dict[str, Any]]:
+    def rival_store() -> tuple[tuple[everwrite.Database], dict[str, Any]]:
         rival = open_store()
         write_registers(rival)
         return (rival,), {}
