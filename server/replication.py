@@ -135,7 +135,7 @@ class Replicator:
             self._schedule_dial(now, peer)
         return self._finish(now)
 
-    def received(self, now: float, connection: int, data: bytes) -> list[Effect]:
+    def received(self, now: float, connection: int, data: bytes | bytearray) -> list[Effect]:
         """Bytes have arrived, in any division."""
         link = self._links.get(connection)
         if link is None or self._failed:

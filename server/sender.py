@@ -53,6 +53,7 @@ class Sender:
         self._unacked: deque[_Sent] = deque()
         self._sequence = 0
         self._acked_sequence = 0
+        self._counted = 0
         self._flushed_at = float("-inf")
         self._waiting_since: float | None = None
 
@@ -113,7 +114,8 @@ class Sender:
         if data is None:
             self._waiting_since = None
             return []
-        frame = self._batch(now, data, self._stream.changes, self._stream.last_timestamp)
+        changes, self._counted = self._stream.changes - self._counted, self._stream.changes
+        frame = self._batch(now, data, changes, self._stream.last_timestamp)
         if self._stream.caught_up():
             self._waiting_since = None
         else:
@@ -153,6 +155,7 @@ class Sender:
     def _open(self, now: float) -> list[bytes]:
         try:
             self._stream = self._store.open_stream(self.acked, self._store_ids)
+            self._counted = self._stream.changes
         except LogCutError as error:
             return self._begin_resync(now, str(error))
         return self.flush(now)

@@ -234,7 +234,7 @@ class Session:
         """Bytes received and not yet taken as messages."""
         return self._decoder.buffered
 
-    def feed(self, now: float, data: bytes) -> None:
+    def feed(self, now: float, data: bytes | bytearray) -> None:
         """Take received bytes."""
         self.received_at = now
         self.bytes_received += len(data)

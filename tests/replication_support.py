@@ -271,7 +271,7 @@ class FakeStream:
                 size += len(change.key) + len(change.value)
                 self.sent[change.origin] = change.timestamp
                 self.last_timestamp = change.timestamp
-        self.changes = len(taken)
+        self.changes += len(taken)
         return msgspec.msgpack.encode(Envelope(taken, {}, {})) if taken else None
 
     def caught_up(self) -> bool:
