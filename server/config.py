@@ -140,8 +140,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     durability: Annotated[
         Literal["always", "interval", "os"],
         msgspec.Meta(
-            description="When a write is answered: always, on the device; interval, written to the file and synced "
-            "in the background; os, written to the file and never synced."
+            description="When a write is answered: always, on the device; interval, at most a second before it is; "
+            "os, in the file, and on the device when the operating system likes."
         ),
     ] = "always"
     host: Annotated[
@@ -187,7 +187,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = 64 << 20
     log_keep_bytes: Annotated[
         int, msgspec.Meta(ge=1 << 20, le=1 << 50, description="How much log is kept for peers that are behind.")
-    ] = 1 << 30
+    ] = 256 << 20
 
     def __post_init__(self) -> None:
         if not self.node:
