@@ -5,9 +5,8 @@ Knows nothing of clocks or data types. Keys to 70,000 bytes, values to 64 MiB + 
 Thread safety: every method is serialised by the caller (the store's lock), except
 `flush_frozen`, `compact`, `frozen_count` and `statistics`, which run on other threads beside
 them (and beside each other).
-Invariants: a version is the immutable list of what lies below the active table, newest
-first; whoever holds a reference may read all of it. Only `freeze` changes `active`. A table
-file is in the manifest before a version shows it, and leaves the manifest before it is removed.
+Invariants: only `freeze` and `close` change `active`. A table file is in the manifest before a
+version lists it, and leaves the manifest before it is removed.
 """
 
 from libc.stdint cimport uint64_t
@@ -17,29 +16,12 @@ from everwrite.coding cimport Slice
 from everwrite.files cimport Files
 from everwrite.memtable cimport Memtable
 from everwrite.table_reader cimport Table
-from everwrite.threads cimport pthread_mutex_t
+from everwrite.versions cimport Exchange, Version, Versions
 
 
 cdef struct Pin:
     # Keeps the memory behind a returned value alive. Initialise with pin_init; pin_release is idempotent.
     void* block
-
-
-cdef struct Version:
-    int refs                           # under the Lsm's mutex
-    Memtable** frozen                  # newest first, a reference each
-    size_t frozen_count
-    Table** tables                     # newest first, a reference each; all older than the frozen ones
-    size_t table_count
-
-
-cdef struct Exchange:
-    # How a version differs from the one before it.
-    Memtable* fresh                    # NULL, or the new active table: the old one becomes frozen
-    size_t flushed                     # 1: the oldest frozen table goes
-    size_t first                       # tables[first .. first + merged) go,
-    size_t merged
-    Table* table                       # NULL, or what takes their place
 
 
 cdef struct LsmIterator      # opaque
@@ -51,10 +33,7 @@ cdef void pin_release(Pin* pin) noexcept nogil
 
 cdef class Lsm:
     cdef Memtable* active
-    cdef Version* version              # read and replaced under `mutex`
-    cdef Table* graveyard              # tables that no version holds any more
-    cdef pthread_mutex_t mutex         # guards these two and all counts of references; held for a few instructions
-    cdef unsigned long long epoch      # changes with `version`
+    cdef Versions versions             # what lies below it
     cdef uint64_t seed
     cdef size_t memtable_bytes
     cdef Files files
@@ -92,10 +71,6 @@ cdef class Lsm:
 
     cdef int _get_older(self, uint64_t key_hash, Slice key, Pin* pin, Slice* value) noexcept nogil
     cdef int _get_from_tables(self, Version* version, Slice key, Pin* pin, Slice* value) noexcept nogil
-    cdef Version* _hold_version(self) noexcept nogil
-    cdef void _release_version(self, Version* version) noexcept nogil
-    cdef int _exchange(self, Exchange* change) noexcept nogil
-    cdef void _bury(self) noexcept nogil
     cdef int _renew(self, LsmIterator* it) noexcept nogil
     cdef int _skip_removed(self, LsmIterator* it, int status) noexcept nogil
     cdef Table* _open_table(self, object info) except? NULL

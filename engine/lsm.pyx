@@ -16,38 +16,17 @@ from everwrite.compaction cimport merge_to_table
 from everwrite.files cimport Files
 from everwrite.hashing cimport hash64
 from everwrite.memtable cimport (
-    Entry,
-    Memtable,
-    entry_removed,
-    entry_value,
-    memtable_find,
-    memtable_new,
-    memtable_put,
-    memtable_remove,
+    Entry, Memtable, entry_removed, entry_value, memtable_find, memtable_new, memtable_put, memtable_remove,
 )
 from everwrite.merge_iterator cimport (
-    Merge,
-    merge_add_memtable,
-    merge_add_table,
-    merge_free,
-    merge_init,
-    merge_key,
-    merge_next,
-    merge_refresh_newest,
-    merge_removed,
-    merge_seek,
-    merge_value,
+    Merge, merge_add_memtable, merge_add_table, merge_free, merge_init, merge_key, merge_next, merge_refresh_newest,
+    merge_removed, merge_seek, merge_value,
 )
-from everwrite.pins cimport Counted, counted_hold, counted_release, ew_load, ew_store
+from everwrite.pins cimport Counted, counted_hold, counted_release, ew_load
 from everwrite.status cimport Status, check
 from everwrite.table_format cimport KEY_HASH_SEED, Block
 from everwrite.table_reader cimport TABLE_ABSENT, TABLE_FOUND, Table, table_close, table_get, table_open
-from everwrite.threads cimport (
-    pthread_mutex_destroy,
-    pthread_mutex_init,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
-)
+from everwrite.versions cimport Exchange, Version, Versions
 
 from everwrite import manifest as manifests
 from everwrite.compaction import pick_run
@@ -60,7 +39,7 @@ _MANIFEST_NAME = "manifest"
 cdef struct LsmIterator:
     Memtable* active                   # a reference each
     Version* version
-    unsigned long long epoch           # of the Lsm when these two were taken
+    unsigned long long epoch           # of the versions when these two were taken
     size_t active_count                # keys of `active` when its place was last looked up
     Merge merge
     bint standing
@@ -83,27 +62,6 @@ cdef inline void _pin(Pin* pin, Counted* block) noexcept nogil:
     pin.block = block
 
 
-cdef Version* _version_new(size_t frozen_count, size_t table_count) noexcept nogil:
-    cdef Version* version = <Version*>calloc(1, sizeof(Version))
-    if version == NULL:
-        return NULL
-    version.frozen = <Memtable**>calloc(frozen_count + 1, sizeof(void*))
-    version.tables = <Table**>calloc(table_count + 1, sizeof(void*))
-    if version.frozen == NULL or version.tables == NULL:
-        _version_free(version)
-        return NULL
-    version.refs = 1
-    version.frozen_count = frozen_count
-    version.table_count = table_count
-    return version
-
-
-cdef void _version_free(Version* version) noexcept nogil:
-    free(version.frozen)
-    free(version.tables)
-    free(version)
-
-
 cdef inline Slice _slice(bytes data):
     return slice_of(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
 
@@ -121,10 +79,8 @@ cdef class Lsm:
 
     def __cinit__(self, *args, **kwargs):
         self.seed = secrets.randbits(64)
-        pthread_mutex_init(&self.mutex, NULL)
         self.active = memtable_new(self.seed)
-        self.version = _version_new(0, 0)
-        if self.active == NULL or self.version == NULL:
+        if self.active == NULL:
             raise MemoryError
 
     def __init__(
@@ -140,6 +96,7 @@ cdef class Lsm:
         self.folder = os.fsdecode(folder)
         self.memtable_bytes = memtable_bytes
         self.cache = BlockCache(files, block_cache_bytes)
+        self.versions = Versions(files)
         self.flush_lock = threading.Lock()
         self.compact_lock = threading.Lock()
         self.manifest_lock = threading.Lock()
@@ -150,18 +107,13 @@ cdef class Lsm:
         self.next_number = self.manifest.next_number
         cdef Exchange change
         for i, info in enumerate(self.manifest.tables):
-            change = Exchange(fresh=NULL, flushed=0, first=i, merged=0, table=self._open_table(info))
-            check(self._exchange(&change))
+            change = Exchange(frozen=NULL, flushed=0, first=i, merged=0, table=self._open_table(info))
+            check(self.versions.exchange(&change))
         self._remove_orphans()
 
     def __dealloc__(self):
-        if self.version != NULL:
-            self._release_version(self.version)
         if self.active != NULL:
             counted_release(&self.active.counted)
-        if self.files is not None:
-            self._bury()
-        pthread_mutex_destroy(&self.mutex)
 
     # ---- files ----
 
@@ -214,87 +166,6 @@ cdef class Lsm:
         check(status)
         return table
 
-    # ---- versions ----
-
-    cdef Version* _hold_version(self) noexcept nogil:
-        cdef Version* version
-        pthread_mutex_lock(&self.mutex)
-        version = self.version
-        version.refs += 1
-        pthread_mutex_unlock(&self.mutex)
-        return version
-
-    cdef void _release_version(self, Version* version) noexcept nogil:
-        cdef Table* table
-        cdef bint last
-        cdef size_t i
-        pthread_mutex_lock(&self.mutex)
-        version.refs -= 1
-        last = version.refs == 0
-        if last:
-            for i in range(version.table_count):
-                table = version.tables[i]
-                table.refs -= 1
-                if table.refs == 0:
-                    table.next = self.graveyard
-                    self.graveyard = table
-        pthread_mutex_unlock(&self.mutex)
-        if last:
-            for i in range(version.frozen_count):
-                counted_release(&version.frozen[i].counted)
-            _version_free(version)
-
-    cdef void _bury(self) noexcept nogil:
-        """Close the tables that nobody reads any more. Whoever read last doesn't: removing a large file takes time."""
-        cdef Table* table
-        cdef Table* following
-        pthread_mutex_lock(&self.mutex)
-        table = self.graveyard
-        self.graveyard = NULL
-        pthread_mutex_unlock(&self.mutex)
-        while table != NULL:
-            following = table.next
-            table_close(self.files, table)
-            table = following
-
-    cdef int _exchange(self, Exchange* change) noexcept nogil:
-        """Replace the version by one that differs by `change`, which gives its references away. ERR_MEMORY: nothing."""
-        cdef Version* version
-        cdef Version* old
-        cdef size_t fresh = change.fresh != NULL
-        cdef size_t added = change.table != NULL
-        cdef size_t i
-        pthread_mutex_lock(&self.mutex)
-        old = self.version
-        version = _version_new(
-            old.frozen_count + fresh - change.flushed, old.table_count + added - change.merged
-        )
-        if version == NULL:
-            pthread_mutex_unlock(&self.mutex)
-            return Status.ERR_MEMORY
-        for i in range(fresh, version.frozen_count):
-            version.frozen[i] = old.frozen[i - fresh]
-            counted_hold(&version.frozen[i].counted)
-        if fresh:
-            version.frozen[0] = self.active
-            self.active = change.fresh
-        for i in range(version.table_count):
-            if i < change.first:
-                version.tables[i] = old.tables[i]
-            elif i == change.first and added:
-                version.tables[i] = change.table
-                continue
-            else:
-                version.tables[i] = old.tables[i - added + change.merged]
-            version.tables[i].refs += 1
-        for i in range(change.first, change.first + change.merged):
-            old.tables[i].obsolete = True
-        self.version = version
-        ew_store(&self.epoch, self.epoch + 1)
-        pthread_mutex_unlock(&self.mutex)
-        self._release_version(old)
-        return Status.OK
-
     # ---- reading ----
 
     cdef int get(self, Slice key, Pin* pin, Slice* value) noexcept nogil:
@@ -308,7 +179,7 @@ cdef class Lsm:
         return 1
 
     cdef int _get_older(self, uint64_t key_hash, Slice key, Pin* pin, Slice* value) noexcept nogil:
-        cdef Version* version = self._hold_version()
+        cdef Version* version = self.versions.hold()
         cdef int found = 0
         cdef Entry* e
         cdef size_t i
@@ -322,7 +193,7 @@ cdef class Lsm:
                 break
         else:
             found = self._get_from_tables(version, key, pin, value)
-        self._release_version(version)
+        self.versions.release(version)
         return found
 
     cdef int _get_from_tables(self, Version* version, Slice key, Pin* pin, Slice* value) noexcept nogil:
@@ -371,7 +242,7 @@ cdef class Lsm:
             return
         merge_free(&it.merge)
         if it.version != NULL:
-            self._release_version(it.version)
+            self.versions.release(it.version)
         if it.active != NULL:
             counted_release(&it.active.counted)
         buffer_free(&it.resume)
@@ -379,12 +250,12 @@ cdef class Lsm:
 
     cdef int _renew(self, LsmIterator* it) noexcept nogil:
         """Look at the newest version from here on. Positions are lost."""
-        cdef unsigned long long epoch = ew_load(&self.epoch)
-        cdef Version* version = self._hold_version()
+        cdef unsigned long long epoch = ew_load(&self.versions.epoch)
+        cdef Version* version = self.versions.hold()
         cdef Merge merge
         cdef size_t i
         if merge_init(&merge, version.frozen_count + version.table_count + 1) < 0:
-            self._release_version(version)
+            self.versions.release(version)
             return Status.ERR_MEMORY
         merge_add_memtable(&merge, self.active)
         for i in range(version.frozen_count):
@@ -394,7 +265,7 @@ cdef class Lsm:
         merge_free(&it.merge)
         it.merge = merge
         if it.version != NULL:
-            self._release_version(it.version)
+            self.versions.release(it.version)
         it.version = version
         counted_hold(&self.active.counted)
         if it.active != NULL:
@@ -413,7 +284,7 @@ cdef class Lsm:
     cdef int seek(self, LsmIterator* it, Slice key) noexcept nogil:
         cdef int status
         it.standing = False
-        if it.epoch != ew_load(&self.epoch):
+        if it.epoch != ew_load(&self.versions.epoch):
             # `key` may be what key() returned, and then lies in what is let go.
             it.resume.size = 0
             if put_bytes(&it.resume, key.data, key.size) < 0:
@@ -431,7 +302,7 @@ cdef class Lsm:
         if not it.standing:
             return 0
         it.standing = False
-        if it.epoch != ew_load(&self.epoch):
+        if it.epoch != ew_load(&self.versions.epoch):
             key = merge_key(&it.merge)
             it.resume.size = 0
             if put_bytes(&it.resume, key.data, key.size) < 0:
@@ -471,23 +342,25 @@ cdef class Lsm:
         that this table is written to.
         """
         self._check_open()
-        cdef Exchange change = Exchange(fresh=memtable_new(self.seed), flushed=0, first=0, merged=0, table=NULL)
-        if change.fresh == NULL:
+        cdef Exchange change = Exchange(frozen=self.active, flushed=0, first=0, merged=0, table=NULL)
+        cdef Memtable* fresh = memtable_new(self.seed)
+        if fresh == NULL:
             raise MemoryError
         self.frozen_checkpoints.append(checkpoint)
-        if self._exchange(&change) < 0:
+        if self.versions.exchange(&change) < 0:
             self.frozen_checkpoints.pop()
-            counted_release(&change.fresh.counted)
+            counted_release(&fresh.counted)
             raise MemoryError
+        self.active = fresh
 
     def frozen_count(self):
         """How many frozen tables wait to be written to files."""
         cdef size_t count
         cdef Version* version
         with nogil:
-            version = self._hold_version()
+            version = self.versions.hold()
             count = version.frozen_count
-            self._release_version(version)
+            self.versions.release(version)
         return count
 
     def _take_number(self):
@@ -508,7 +381,7 @@ cdef class Lsm:
         try:
             manifests.save(self.files, self._path(_MANIFEST_NAME), manifest)
             with nogil:
-                status = self._exchange(change)
+                status = self.versions.exchange(change)
             check(status)
         except BaseException:
             if change.table != NULL:
@@ -522,14 +395,14 @@ cdef class Lsm:
 
         Raises `StorageError`; the table then stays frozen, and the call may be repeated.
         """
-        cdef Exchange change = Exchange(fresh=NULL, flushed=1, first=0, merged=0, table=NULL)
+        cdef Exchange change = Exchange(frozen=NULL, flushed=1, first=0, merged=0, table=NULL)
         cdef Version* version
         cdef Merge merge
         cdef bint drop_removed
         with self.flush_lock:
             self._check_open()
             with nogil:
-                version = self._hold_version()
+                version = self.versions.hold()
             try:
                 if version.frozen_count == 0:
                     return False
@@ -546,14 +419,14 @@ cdef class Lsm:
                     merge_free(&merge)
             finally:
                 with nogil:
-                    self._release_version(version)
+                    self.versions.release(version)
             with self.manifest_lock:
                 new = (info,) if info is not None else ()
                 self._install(info, new + self.manifest.tables, checkpoint, &change)
                 self.frozen_checkpoints.popleft()
                 self.flushes += 1
             with nogil:
-                self._bury()
+                self.versions.bury()
         return True
 
     def compact(self):
@@ -561,7 +434,7 @@ cdef class Lsm:
 
         Raises `StorageError`; everything then stays as it was, and the call may be repeated.
         """
-        cdef Exchange change = Exchange(fresh=NULL, flushed=0, first=0, merged=0, table=NULL)
+        cdef Exchange change = Exchange(frozen=NULL, flushed=0, first=0, merged=0, table=NULL)
         cdef Version* version = NULL
         cdef Merge merge
         cdef Py_ssize_t i
@@ -570,7 +443,7 @@ cdef class Lsm:
             with self.manifest_lock:
                 tables = self.manifest.tables
                 with nogil:
-                    version = self._hold_version()
+                    version = self.versions.hold()
             try:
                 run = pick_run(tables)
                 if run is None:
@@ -590,7 +463,7 @@ cdef class Lsm:
                     merge_free(&merge)
             finally:
                 with nogil:
-                    self._release_version(version)
+                    self.versions.release(version)
             with self.manifest_lock:
                 # Flushes may have put newer tables in front meanwhile.
                 newer = len(self.manifest.tables) - len(tables)
@@ -603,34 +476,24 @@ cdef class Lsm:
                 )
                 self.compactions += 1
             with nogil:
-                self._bury()
+                self.versions.bury()
         return True
 
     def close(self):
         """Close all files; wait for a flush or compaction that runs. What wasn't flushed is gone. Once more is fine."""
         cdef Memtable* empty
-        cdef Memtable* active
-        cdef Version* version
-        cdef Version* old
         with self.flush_lock, self.compact_lock:
             if self.closed:
                 return
             empty = memtable_new(self.seed)
-            version = _version_new(0, 0)
-            if empty == NULL or version == NULL:
+            if empty == NULL:
                 raise MemoryError
             self.closed = True
             with nogil:
-                pthread_mutex_lock(&self.mutex)
-                old = self.version
-                self.version = version
-                active = self.active
+                counted_release(&self.active.counted)
                 self.active = empty
-                ew_store(&self.epoch, self.epoch + 1)
-                pthread_mutex_unlock(&self.mutex)
-                counted_release(&active.counted)
-                self._release_version(old)
-                self._bury()
+                self.versions.clear()
+                self.versions.bury()
 
     def statistics(self):
         """Flat counters; sizes in bytes."""
@@ -642,7 +505,7 @@ cdef class Lsm:
         cdef Version* version
         cdef size_t i
         with nogil:
-            version = self._hold_version()
+            version = self.versions.hold()
             frozen = version.frozen_count
             tables = version.table_count
             for i in range(frozen):
@@ -650,7 +513,7 @@ cdef class Lsm:
             for i in range(tables):
                 table_bytes += version.tables[i].size
                 entries += version.tables[i].entries
-            self._release_version(version)
+            self.versions.release(version)
         return {
             "memtable_bytes": self.active.memory,
             "memtable_keys": self.active.count - self.active.removed,
