@@ -17,12 +17,11 @@ from everwrite.datatypes cimport (
     KIND_STRING,
     SET_KEEPTTL,
     SET_NX,
-    SET_WANT_OLD,
     SET_XX,
     Elements,
     Keys,
 )
-from everwrite.state cimport MAX_KEY, MAX_VALUE, SPACE_SYSTEM, head_deadline, head_kind, row_live, rows_sum, wide_t
+from everwrite.state cimport MAX_KEY, MAX_VALUE, SPACE_SYSTEM, head_deadline, row_live, rows_sum, wide_t
 from everwrite.lsm cimport LsmIterator
 from everwrite.state cimport Head, head_decode, head_free, head_init
 from everwrite.status cimport Status
@@ -212,7 +211,7 @@ def cardinality(Store store not None, bytes key not None, str of):
 
 
 def elements(Store store not None, bytes key not None, str of, bytes start=b"", size_t limit=1000):
-    """Up to `limit` elements of a set or map, from the first that is >= `start`, as (name, value) pairs in byte order."""
+    """Up to `limit` elements of a set or map from `start` on, as (name, value) pairs in byte order."""
     cdef Elements* it = NULL
     cdef Slice item
     cdef Slice value
@@ -461,7 +460,8 @@ def why(Store store not None, bytes key not None):
         if what == KIND_SET or what == KIND_MAP:
             visible = _dot(head.newest[what - 2])
         elif what == KIND_STRING:
-            visible = _dot(newest) if live and (not written or newest.timestamp > head.dot.timestamp) else _dot(head.dot)
+            by_rows = live and (not written or newest.timestamp > head.dot.timestamp)
+            visible = _dot(newest) if by_rows else _dot(head.dot)
         else:
             visible = None
         answer = {

@@ -1,8 +1,11 @@
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class HybridClock:
-    def __init__(self, max_drift_ms: int = 500) -> None: ...
+    def __new__(cls, max_drift_ms: int = 500) -> Self: ...
 
 def compare(a: Mapping[int, int], b: Mapping[int, int]) -> Literal["equal", "before", "after", "concurrent"]: ...
 def merge(*vectors: Mapping[int, int]) -> dict[int, int]: ...

@@ -62,26 +62,33 @@ cdef class TypedKeyspace(Keyspace):
     cdef int _put_elements(
         self, int kind, const Slice* items, size_t count, bint with_values, int64_t* added
     ) noexcept nogil
-    cdef int _remove_elements(self, Slice key, int kind, const Slice* names, size_t count, int64_t* removed) noexcept nogil
+    cdef int _remove_elements(
+        self, Slice key, int kind, const Slice* names, size_t count, int64_t* removed
+    ) noexcept nogil
     cdef int _shown_element(self, Slice* value) noexcept nogil
     cdef int _expire_now(self) noexcept nogil
 
     cdef int op_type(self, Slice key) noexcept nogil                       # a Kind
     cdef int64_t op_count(self) noexcept nogil                             # live keys (DBSIZE)
     cdef int op_delete(self, Slice key) noexcept nogil                     # 1 existed, 0 not
-    cdef int op_expire_at(self, Slice key, int64_t deadline_ms) noexcept nogil   # Unix ms; 1, or 0 no such key; a past deadline deletes
+    # Unix ms; 1, or 0 no such key; a past deadline deletes
+    cdef int op_expire_at(self, Slice key, int64_t deadline_ms) noexcept nogil
     cdef int op_persist(self, Slice key) noexcept nogil                    # 1 a deadline was removed, else 0
-    cdef int64_t op_deadline(self, Slice key) noexcept nogil               # Unix ms; -1 without deadline, -2 no such key; errors are < -100 (Status - 100)
+    # Unix ms; -1 without deadline, -2 no such key; errors are < -100 (Status - 100)
+    cdef int64_t op_deadline(self, Slice key) noexcept nogil
 
     cdef int op_get(self, Slice key, Slice* value) noexcept nogil          # 1, 0, ERR_WRONG_TYPE
     # 1 written, 0 not (NX/XX). deadline_ms 0: none. With SET_WANT_OLD, *found tells whether *old is set.
-    cdef int op_set(self, Slice key, Slice value, int flags, int64_t deadline_ms, Slice* old, bint* found) noexcept nogil
+    cdef int op_set(
+        self, Slice key, Slice value, int flags, int64_t deadline_ms, Slice* old, bint* found
+    ) noexcept nogil
     cdef int op_increment(self, Slice key, int64_t amount, int64_t* result) noexcept nogil
 
     cdef int op_set_add(self, Slice key, const Slice* elements, size_t count, int64_t* added) noexcept nogil
     cdef int op_set_remove(self, Slice key, const Slice* elements, size_t count, int64_t* removed) noexcept nogil
     cdef int op_set_contains(self, Slice key, Slice element) noexcept nogil      # 1, 0
-    cdef int op_cardinality(self, Slice key, int kind, int64_t* count) noexcept nogil   # SCARD (KIND_SET), HLEN (KIND_MAP)
+    # SCARD (KIND_SET), HLEN (KIND_MAP)
+    cdef int op_cardinality(self, Slice key, int kind, int64_t* count) noexcept nogil
 
     # pairs: field, value, field, value ...; count is the number of pairs
     cdef int op_map_set(self, Slice key, const Slice* pairs, size_t count, int64_t* added) noexcept nogil

@@ -39,7 +39,6 @@ from everwrite.state cimport (
     SPACE_EXPIRY,
     SPACE_USER,
     Element,
-    Head,
     Row,
     element_decode,
     element_free,

@@ -5,7 +5,7 @@ Nothing here combines two states; that is `join`'s alone.
 
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memmove, memset
 
 from everwrite.clock cimport Dot, dot_compare
 from everwrite.coding cimport (
@@ -376,7 +376,7 @@ cdef int element_decode(Element* element, Slice stored) noexcept nogil:
     cdef Slice value
     cdef int status
     element_clear(element)
-    for i in range(count):
+    for _ in range(count):
         dot = _get_dot(&r)
         value = get_slice(&r)
         if r.failed:

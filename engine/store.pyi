@@ -2,12 +2,15 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import Self
 
+from typing_extensions import disjoint_base
+
 from everwrite.files import Files
 from everwrite.need import Need
 from everwrite.stream import Stream
 
 DURABILITIES: tuple[str, ...]
 
+@disjoint_base
 class Store:
     path: str
     durability: str

@@ -1,8 +1,11 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 from everwrite.store import Store
 
+@disjoint_base
 class Stream:
     changes: int
     last_timestamp: int

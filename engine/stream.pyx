@@ -19,7 +19,6 @@ from everwrite.coding cimport (
     get_u64,
     get_varint,
     put_slice,
-    put_varint,
     reader_left,
     reader_of,
     slice_of,
@@ -92,7 +91,7 @@ cdef class Stream:
         if kind == FRAME_CLAIM:
             # This store learned these updates as states: they were never in its log.
             count = get_varint(&r)
-            for i in range(count):
+            for _ in range(count):
                 origin = get_u64(&r)
                 timestamp = get_u64(&r)
                 if self._wants(origin) and not vector_covers(&self.handed_out, origin, timestamp):
