@@ -24,7 +24,7 @@ cdef enum:
     KEY_SIZE_MASK = 0x00ffffff
     ENTRY_REMOVED = 0x80000000
     ENTRY_EXTERNAL = 0x40000000        # the value lies in memory of its own: see ExternalValue
-    KEY_SIZE_LIMIT = 70000
+    KEY_SIZE_LIMIT = 132000      # a key and an element of 65,536 bytes each, and what joins them
     VALUE_SIZE_LIMIT = (64 << 20) + (64 << 10)
 
 

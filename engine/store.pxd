@@ -40,6 +40,8 @@ cdef class Store(TypedKeyspace):
     cdef pthread_mutex_t sync_mutex     # one fdatasync at a time; taken before `mutex` never after it
     cdef uint64_t clock_bound           # no timestamp at or beyond it has been exposed
     cdef uint64_t log_keep_bytes
+    cdef uint64_t memtable_bytes
+    cdef uint64_t frozen_at             # log position of the newest freeze
     cdef list log_index                 # (position, applied vector there), ascending; under the lock
     cdef dict durable_vector
     cdef object thread

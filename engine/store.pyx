@@ -132,6 +132,7 @@ cdef class Store(TypedKeyspace):
         self.sync_always = durability == "always"
         self.files = PosixFiles() if files is None else files
         self.log_keep_bytes = log_keep_bytes
+        self.memtable_bytes = memtable_bytes
         self.clock = HybridClock(max_clock_drift_ms)
         self.clock.manual_ms = now_ms
         self.log_index = []
@@ -187,7 +188,7 @@ cdef class Store(TypedKeyspace):
         self.lsm = Lsm(
             self.files, self._file("tables"), memtable_bytes=memtable_bytes, block_cache_bytes=block_cache_bytes
         )
-        checkpoint = msgpack.unpackb(getattr(self.lsm, "checkpoint", b""), strict_map_key=False) if getattr(self.lsm, "checkpoint", b"") else None
+        checkpoint = msgpack.unpackb(self.lsm.checkpoint, strict_map_key=False) if self.lsm.checkpoint else None
         if checkpoint is not None:
             start = checkpoint["position"]
             vector_load(&self.applied, checkpoint["applied"])
@@ -204,10 +205,15 @@ cdef class Store(TypedKeyspace):
         self.own_origin = 0
         self._replay(opened.reader)
         self.identity = next_identity(old, place=place, log_end=self.wal.end, fresh_store_id=store_id)
-        # What an unclean stop may have issued and lost lies below the bound.
+        # What an unclean stop issued and lost lies below the bound, and below now unless the wall clock was
+        # set back. Starting at the bound itself would put this node ahead of its peers' drift limit.
         self.clock.last = max(
-            self.clock.last, old.clock if old.clean else old.clock_bound_ms << 16, *vector_dict(&self.applied).values(), 0
+            self.clock.last,
+            old.clock if old.clean else (old.clock_bound_ms - Tuning.CLOCK_AHEAD_MS) << 16,
+            *vector_dict(&self.applied).values(),
+            0,
         )
+        self.frozen_at = self._flushed_position()
         self.own_origin = self.identity.origin
         self.store_id = self.identity.store_id
         self.local_changes = self.applied_changes = self.user_change_count = 0
@@ -236,8 +242,7 @@ cdef class Store(TypedKeyspace):
                 self.log_index.append((start, vector_dict(&self.applied)))
                 if self.lsm.wants_freeze():
                     self.lsm.freeze(self._checkpoint(start))
-                    if hasattr(self.lsm, "flush_frozen"):
-                        self.lsm.flush_frozen()
+                    self.lsm.flush_frozen()
         check(status)
         return 0
 
@@ -303,12 +308,11 @@ cdef class Store(TypedKeyspace):
                 if not self.failed:
                     self.failed = Status.ERR_CLOSED
                 self.unlock()
-            if hasattr(self.lsm, "close"):
-                self.lsm.close()
+            self.lsm.close()
             self.lock_file.release()
 
     def _flushed_position(self):
-        return msgpack.unpackb(getattr(self.lsm, "checkpoint", b""), strict_map_key=False)["position"] if getattr(self.lsm, "checkpoint", b"") else 0
+        return msgpack.unpackb(self.lsm.checkpoint, strict_map_key=False)["position"] if self.lsm.checkpoint else 0
 
     def __enter__(self):
         return self
@@ -430,12 +434,13 @@ cdef class Store(TypedKeyspace):
         try:
             self.log_index.append((self.wal.end, vector_dict(&self.applied)))
             self.lsm.freeze(self._checkpoint(self.wal.end))
+            self.frozen_at = self.wal.end
         finally:
             self.unlock()
 
     def _flush_frozen(self):
         cdef int status
-        while hasattr(self.lsm, "flush_frozen") and self.lsm.frozen_count():
+        while self.lsm.frozen_count():
             # A table must never know more than the log: recovery starts in the log where the table ends.
             with nogil:
                 status = self._write_log(True)
@@ -489,9 +494,11 @@ cdef class Store(TypedKeyspace):
             self._check(status)
             self.durable_vector = held
         self._note_position()
+        if self.wal.end - self.frozen_at > 2 * self.memtable_bytes:
+            # Overwrites don't grow the memory table, but the log that a restart would have to replay.
+            self._freeze()
         self._flush_frozen()
-        if hasattr(self.lsm, "compact"):
-            self.lsm.compact()
+        self.lsm.compact()
 
     def closing(self):
         """Whether `close` was called."""
