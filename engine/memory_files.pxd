@@ -20,14 +20,14 @@ cdef struct Undo:
 
 cdef struct Content:
     # What a file holds, and the way back to what of it is durable.
-    # Invariants: size <= capacity; undos are in order of time.
+    # Invariants: size <= capacity; dropped <= undo_count; undos are in order of time.
     uint8_t* data
     size_t size
     size_t capacity
     Undo* undos
     size_t undo_count
     size_t undo_capacity
-    bint sync_failed          # from then on a sync answers OK but makes nothing durable, as Linux does
+    size_t dropped            # so many of the first undos no later sync makes durable: one has failed, as on Linux
 
 
 cdef class MemoryFiles(Files):
@@ -51,6 +51,7 @@ cdef class MemoryFiles(Files):
     cdef int _fault(self, int handle, const char* path, int number, const char* what) noexcept nogil
     cdef int _fault_at(self, int handle, int number, const char* what) noexcept with gil
     cdef int _inject(self, int operation, int handle, const char* path, size_t* partial) noexcept with gil
+    cdef _sync_after_failure(self, int handle)
     cdef int _rename(self, bytes source, bytes target) noexcept
     cdef int _unlink(self, bytes path) noexcept
     cdef int _sync_dir(self, bytes path) noexcept

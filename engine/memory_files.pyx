@@ -66,6 +66,7 @@ cdef void _forget_undos(Content* content) noexcept nogil:
     for i in range(content.undo_count):
         free(content.undos[i].covered)
     content.undo_count = 0
+    content.dropped = 0
 
 
 cdef int _resize(Content* content, uint64_t size) noexcept nogil:
@@ -92,7 +93,7 @@ cdef int _remember(Content* content, bint truncated, uint64_t offset, size_t len
     cdef Undo* undo
     cdef Undo* grown
     cdef size_t capacity
-    if content.undo_count >= UNDO_LIMIT and not truncated and not covered:
+    if content.undo_count >= UNDO_LIMIT + content.dropped and not truncated and not covered:
         undo = &content.undos[content.undo_count - 1]
         if not undo.truncated and not undo.covered_size and undo.offset + undo.length == offset:
             undo.length += length
@@ -153,8 +154,8 @@ cdef class _MemoryFile:
         free(self.content.undos)
         free(self.content.data)
 
-    cdef crash(self, keep):
-        """Take back what isn't durable, but for what `keep` (a random.Random) decides to have reached the disk."""
+    cdef list _take_all_back(self):
+        """Back to what is durable. Returns the operations taken back: (offset, data; None for a truncation)."""
         cdef Content* content = &self.content
         cdef Undo* undo
         operations = []
@@ -163,8 +164,27 @@ cdef class _MemoryFile:
             data = None if undo.truncated else <bytes>content.data[undo.offset:undo.offset + undo.length]
             operations.append((undo.offset, data))
             _take_back(content)
+        content.dropped = 0
         operations.reverse()
-        content.sync_failed = False
+        return operations
+
+    cdef sync_after_failure(self):
+        """Make durable what came after the sync that failed; what that one dropped stays to be lost."""
+        cdef Content* content = &self.content
+        cdef size_t dropped = content.dropped
+        cdef bytes held = <bytes>content.data[:content.size]
+        for offset, data in self._take_all_back()[dropped:]:
+            self._redo(offset, data)
+        _forget_undos(content)
+        if <bytes>content.data[:content.size] != held:
+            self._redo(0, held)
+            self._redo(len(held), None)
+            content.dropped = content.undo_count
+
+    cdef crash(self, keep):
+        """Take back what isn't durable, but for what `keep` (a random.Random) decides to have reached the disk."""
+        cdef Content* content = &self.content
+        operations = self._take_all_back()
         if keep is not None and operations:
             reached = keep.randrange(len(operations) + 1)
             if keep.random() < 0.5 or any(data is None for _, data in operations):
@@ -402,11 +422,20 @@ cdef class MemoryFiles(Files):
         cdef int number = EBADF if content == NULL else self._fails(Operation.ON_SYNC, handle, NULL, &partial)
         if number:
             if content != NULL:
-                content.sync_failed = True
+                content.dropped = content.undo_count
             return self._fault(handle, NULL, number, "syncing a file")
-        if not content.sync_failed:
+        if content.dropped == 0:
             _forget_undos(content)
+            return Status.OK
+        with gil:
+            try:
+                self._sync_after_failure(handle)
+            except MemoryError:
+                return Status.ERR_MEMORY
         return Status.OK
+
+    cdef _sync_after_failure(self, int handle):
+        (<_MemoryFile>self._opened[<Py_ssize_t>(handle & ((1 << SLOT_BITS) - 1))][0]).sync_after_failure()
 
     cdef int truncate(self, int handle, uint64_t size) noexcept nogil:
         cdef Content* content = self._content(handle)
@@ -520,8 +549,8 @@ cdef class MemoryFiles(Files):
         `operation`: "open", "read", "write", "sync", "truncate", "rename", "unlink" or "sync_dir".
         `error`: the errno. `path`: only where this is part of the path. `skip`: so many matching
         calls still work; then `times` fail (negative: all). `partial`: a failing write first
-        stores so many bytes of its data. As on Linux, a sync that failed makes later ones on the
-        same file lie: they report success, but what was written before them is lost in a crash.
+        stores so many bytes of its data. As on Linux, what was written before a sync that failed
+        is still read, but no later sync makes it durable, though that succeeds; writing it again helps.
         """
         self._injections.append(_Injection(_OPERATIONS[operation], error, os.fsencode(path), skip, times, partial))
         self._armed = True

@@ -38,7 +38,7 @@ from everwrite.wal_reader cimport WalReader
 from everwrite.wal_writer cimport WalWriter, new_writer
 
 SEGMENT_BYTES = 64 << 20
-SEGMENT_BYTES_MIN = 4096
+SEGMENT_BYTES_MIN = 512
 
 cdef enum:
     SCAN_BYTES = 1 << 20
@@ -78,6 +78,7 @@ def open_log(
     cdef bytes name = os.fsencode(folder)
     cdef WalWriter writer = new_writer(files, name, store_id, segment_bytes)
     cdef uint64_t file_end, end, last
+    cdef uint64_t proven = 0
     if segment_bytes < SEGMENT_BYTES_MIN:
         raise ValueError(f"segment_bytes is {segment_bytes}; it must be at least {SEGMENT_BYTES_MIN}")
     files.mkdir(name)
@@ -85,7 +86,7 @@ def open_log(
     if starts:
         last = max(starts)
         file_end = _check_segments(files, name, starts, store_id, replay_from)
-        end = _find_end(files, name, last, file_end, replay_from)
+        end = _find_end(files, name, last, file_end, replay_from, &proven)
     elif replay_from == 0 or fresh:
         starts = [replay_from]
         file_end = end = last = replay_from
@@ -98,7 +99,7 @@ def open_log(
     if end == last:
         writer._begin(starts, last + WAL_HEADER_BYTES, _make_segment(files, name, store_id, last))
     else:
-        writer._begin(starts, end, _reopen_segment(files, name, last, end, file_end))
+        writer._begin(starts, end, _reopen_segment(files, name, last, end, file_end, proven))
     return OpenedLog(writer, WalReader(files, name, replay_from), file_end - end, end)
 
 
@@ -117,6 +118,7 @@ cdef uint64_t _check_segments(
     cdef uint64_t end = min(starts)
     cdef uint64_t last = max(starts)
     cdef uint64_t start
+    cdef dict headers = {}
     if end > replay_from:
         _damaged(folder, end, 0, "the tables rely on the log from before its first segment, which this is")
     for start in starts:
@@ -126,13 +128,14 @@ cdef uint64_t _check_segments(
             _damaged(folder, previous, start - previous, "the next segment begins before this one's end")
         with files.open_file(folder + f"/{start:016x}.log".encode(), "read") as file:
             end = start + <uint64_t>file.size()
-            header = file.read(0, WAL_HEADER_BYTES)
-        if end > replay_from or start == last:
-            # A crash may have torn the last segment's header, but only while nothing behind it was durable.
-            _check_header(folder, start, header, store_id, start == last and replay_from <= start)
+            if end > replay_from or start == last:
+                headers[start] = file.read(0, WAL_HEADER_BYTES)
         previous = start
     if end < replay_from:
         _damaged(folder, previous, end - previous, "the log ends here, but the tables rely on more of it")
+    for start, header in headers.items():
+        # A crash may have torn the last segment's header, but only while nothing behind it was durable.
+        _check_header(folder, start, header, store_id, start == last and replay_from <= start)
     return end
 
 
@@ -153,16 +156,26 @@ cdef int _check_header(bytes folder, uint64_t start, bytes header, uint64_t stor
 
 
 cdef uint64_t _find_end(
-    Files files, bytes folder, uint64_t last, uint64_t file_end, uint64_t replay_from
+    Files files, bytes folder, uint64_t last, uint64_t file_end, uint64_t replay_from, uint64_t* proven
 ) except? 0:
-    """Read all frames from `replay_from` on. Returns where the whole ones end, when a torn tail at most follows."""
+    """Read all frames from `replay_from` on. Returns where the whole ones end, when a torn tail at most follows.
+
+    *proven: up to where they show that the log was durable.
+    """
     cdef WalReader reader = WalReader(files, folder, replay_from)
+    cdef FrameHeader frame
     cdef Slice payload
-    cdef int status = 1
+    cdef int status = 0
+    proven[0] = replay_from
     try:
         with nogil:
-            while status == 1:
+            while True:
                 status = reader.next(file_end, &payload)
+                if status != 1:
+                    break
+                frame = wal_load_frame(payload.data - WAL_FRAME_BYTES)
+                if frame.unsynced != WAL_UNSYNCED_UNKNOWN and frame.position - frame.unsynced > proven[0]:
+                    proven[0] = frame.position - frame.unsynced
         check(status)
         return file_end
     except CorruptionError:
@@ -285,18 +298,38 @@ cdef int _make_segment(Files files, bytes folder, uint64_t store_id, uint64_t st
     return handle
 
 
-cdef int _reopen_segment(Files files, bytes folder, uint64_t start, uint64_t end, uint64_t file_end) except -1:
+cdef int _reopen_segment(
+    Files files, bytes folder, uint64_t start, uint64_t end, uint64_t file_end, uint64_t proven
+) except -1:
     """Open the last segment for more, cut off at `end` and durable. Returns its handle."""
     cdef char path[WAL_PATH_BYTES]
+    cdef uint64_t at = proven - start if proven > start + WAL_HEADER_BYTES else 0
     cdef int handle
     wal_path(path, folder, start)
     handle = check(files.open(path, OpenMode.OPEN_WRITE))
     try:
         if end < file_end:
             check(files.truncate(handle, end - start))
-        # A process that was killed may have left whole frames that no sync covered.
+        # After a sync that failed, the system may show these bytes and yet never write them out,
+        # and report success for it: only writing them again makes sure.
+        check(_write_again(files, handle, at, end - start))
         check(files.sync(handle))
     except BaseException:
         files.close(handle)
         raise
     return handle
+
+
+cdef int _write_again(Files files, int handle, uint64_t at, uint64_t end) noexcept nogil:
+    cdef uint8_t* data = <uint8_t*>malloc(SCAN_BYTES)
+    cdef int64_t got
+    cdef int status = Status.OK if data != NULL else Status.ERR_MEMORY
+    while status == Status.OK and at < end:
+        got = files.read(handle, at, data, min(<uint64_t>SCAN_BYTES, end - at))
+        if got <= 0:
+            status = <int>got
+            break
+        status = files.write(handle, at, data, got)
+        at += <uint64_t>got
+    free(data)
+    return status

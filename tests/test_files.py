@@ -335,8 +335,25 @@ def test_a_failed_sync_is_never_made_good_by_a_later_one(memory: MemoryFiles) ->
             file.sync()
         assert caught.value.errno == errno.EIO
         file.sync()
+        file.write(6, b"kept")
+        file.sync()
+        assert file.read(0, 20) == b"lost\0\0kept"
     memory.crash()
-    assert memory.read_file("/disk/a") == b""
+    assert memory.read_file("/disk/a") == bytes(6) + b"kept"
+
+
+def test_what_a_failed_sync_dropped_can_be_written_again(memory: MemoryFiles) -> None:
+    with memory.open_file("/disk/a", "write") as file:
+        memory.sync_folder("/disk")
+        file.write(0, b"first")
+        memory.fail("sync")
+        with pytest.raises(StorageError):
+            file.sync()
+        file.write(0, b"first")
+        file.sync()
+        file.write(5, b"second")
+    memory.crash()
+    assert memory.read_file("/disk/a") == b"first"
 
 
 def test_which_call_fails(memory: MemoryFiles) -> None:

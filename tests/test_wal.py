@@ -2,7 +2,9 @@
 
 import errno
 import random
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,44 @@ def test_a_reader_follows_the_writer(memory: MemoryFiles) -> None:
     log.writer.make_durable()
     got += rest(reader, log.writer.durable)
     assert got == expected
+
+
+def test_syncs_and_readers_beside_the_writer(tmp_path: Path) -> None:
+    log = opened(PosixFiles(), str(tmp_path / "wal"))
+    source = random.Random(5)
+    batches = [[source.randbytes(source.randrange(700)) for _ in range(source.randrange(4))] for _ in range(400)]
+    expected = [payload for batch in batches for payload in batch]
+    done = threading.Event()
+
+    def sync_until_done() -> None:
+        while not done.is_set():
+            log.writer.make_durable()
+            assert log.writer.durable <= log.writer.end
+
+    def follow() -> list[bytes]:
+        reader = WalReader(PosixFiles(), tmp_path / "wal", 0)
+        got: list[bytes] = []
+        finished = False
+        while not finished:
+            finished = done.is_set()
+            got += rest(reader, log.writer.durable)
+        reader.close()
+        return got
+
+    with ThreadPoolExecutor() as threads:
+        syncing = [threads.submit(sync_until_done) for _ in range(2)]
+        following = threads.submit(follow)
+        try:
+            for batch in batches:
+                log.writer.extend(batch)
+            log.writer.make_durable()
+            assert log.writer.durable == log.writer.end
+        finally:
+            done.set()
+        for thread in syncing:
+            thread.result()
+        assert following.result() == expected
+    log.writer.close()
 
 
 def test_large_frames_between_small_ones(disk: tuple[Files, str]) -> None:
