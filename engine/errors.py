@@ -26,6 +26,7 @@ __all__ = [
     "StorageError",
     "TooLargeError",
     "WrongTypeError",
+    "first_of",
 ]
 
 
@@ -135,3 +136,9 @@ class LabError(EverwriteError):
 
 class NotRunningError(LabError):
     """No lab runs on the folder."""
+
+
+def first_of(group: BaseExceptionGroup[EverwriteError]) -> EverwriteError:
+    """The first error in a group, as nurseries raise them: for those who can tell only one."""
+    inner = group.exceptions[0]
+    return first_of(inner) if isinstance(inner, BaseExceptionGroup) else inner

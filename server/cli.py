@@ -10,7 +10,6 @@ Whatever takes long to import is imported by the command that needs it.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from everwrite.errors import ConfigError, EverwriteError, LockedError, NotRunningError, PortInUseError
+from everwrite.errors import ConfigError, EverwriteError, LockedError, NotRunningError, PortInUseError, first_of
 
 if TYPE_CHECKING:
     from everwrite.server.config import Loaded
@@ -197,21 +196,10 @@ def _serve(config: Any) -> None:
     try:
         trio.run(run_node, config)
     except* EverwriteError as group:
-        raise _first(group) from None
-    except* OSError as group:
-        error = _first(group)
-        if error.errno != errno.EADDRINUSE:
-            raise
-        ports = f"redis_port {config.redis_port}, http_port {config.http_port}, peer_port {config.peer_port}"
-        raise PortInUseError(f"{error.strerror}: one of {ports}: end what listens there, or choose others") from error
-
-
-Error = TypeVar("Error", bound=BaseException)
-
-
-def _first(group: BaseExceptionGroup[Error]) -> Error:
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+        error = first_of(group)
+    else:
+        return
+    raise error
 
 
 @cli.group()

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import msgspec
 import trio
 
-from everwrite.errors import ConfigError, EverwriteError, LabError, PortInUseError
+from everwrite.errors import ConfigError, EverwriteError, LabError, PortInUseError, first_of
 from everwrite.server import certs, lab_control
 from everwrite.server.config import ENVIRONMENT_PREFIX, NodeConfig, to_toml
 from everwrite.server.lab_control import Answer, LabStatus, LinkStatus, NodeStatus, Request
@@ -144,7 +144,7 @@ class Lab:
             try:
                 return await self._live()
             except* EverwriteError as group:
-                error = _first(group)
+                error = first_of(group)
             raise error
 
     async def _live(self) -> int:
@@ -434,11 +434,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigError(f"{folder}: can't be used as the lab's folder: {error.strerror or error}") from error
-
-
-def _first(group: BaseExceptionGroup[EverwriteError]) -> EverwriteError:
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def _list(places: list[Place]) -> str:

@@ -11,56 +11,70 @@ from pathlib import Path
 
 import pytest
 
+from everwrite.server import cli
 from everwrite.server.config import SETTINGS
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 
 
-def run(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m everwrite`, with nothing of ours from the environment of the tests."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("EVERWRITE_")}
-    if "PYTHONPATH" in clean:
-        parts = clean["PYTHONPATH"].split(os.pathsep)
-        clean["PYTHONPATH"] = os.pathsep.join(str(Path(part).resolve()) for part in parts)
-    return subprocess.run(
-        [sys.executable, "-m", "everwrite", *map(str, arguments)],
-        cwd=cwd,
-        env={**clean, "COLUMNS": "100", **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+class Command:
+    """The command line, run in this process, in a folder of its own and without settings from outside."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("COLUMNS", "100")
+        for name in [name for name in os.environ if name.startswith("EVERWRITE_")]:
+            monkeypatch.delenv(name)
+
+    def run(self, *arguments: str | Path, **environment: str) -> tuple[int, str, str]:
+        """Exit status, standard output, standard error."""
+        with self._monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["everwrite", *map(str, arguments)])
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as caught:
+                cli.main()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code, *self._capsys.readouterr()
+
+    def output(self, *arguments: str | Path, **environment: str) -> str:
+        """What a command prints that must succeed."""
+        status, out, err = self.run(*arguments, **environment)
+        assert (status, err) == (0, "")
+        return out
+
+    def refusal(self, expected: int, *arguments: str | Path, **environment: str) -> str:
+        """The message of a command that must fail with this status, and must leave nothing behind."""
+        before = sorted(self.folder.rglob("*"))
+        status, out, err = self.run(*arguments, **environment)
+        assert (status, out) == (expected, ""), err
+        assert sorted(self.folder.rglob("*")) == before
+        return err
 
 
-def refusal(status: int, *arguments: str | Path, cwd: Path, **environment: str) -> str:
-    """The message of a command that must fail with this status, and must leave nothing behind."""
-    before = sorted(cwd.rglob("*"))
-    outcome = run(*arguments, cwd=cwd, **environment)
-    assert outcome.returncode == status, outcome.stderr
-    assert outcome.stdout == ""
-    assert "Traceback" not in outcome.stderr
-    assert sorted(cwd.rglob("*")) == before
-    return outcome.stderr
+@pytest.fixture
+def ew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(tmp_path, monkeypatch, capsys)
 
 
-def test_version(tmp_path: Path) -> None:
-    assert run("version", cwd=tmp_path).stdout.startswith("everwrite ")
-    assert set(json.loads(run("version", "--output=json", cwd=tmp_path).stdout)) == {"everwrite", "python"}
+def test_version(ew: Command) -> None:
+    assert ew.output("version").startswith("everwrite ")
+    assert set(json.loads(ew.output("version", "--output=json"))) == {"everwrite", "python"}
 
 
 @pytest.mark.parametrize(
     "command", [(), ("serve",), ("lab",), ("lab", "start"), ("certs", "node"), ("config", "show"), ("version",)]
 )
-def test_every_command_has_help(tmp_path: Path, command: tuple[str, ...]) -> None:
-    outcome = run(*command, "--help", cwd=tmp_path)
-    assert outcome.returncode == 0
-    assert "Usage:" in outcome.stdout
+def test_every_command_has_help(ew: Command, command: tuple[str, ...]) -> None:
+    text = ew.output(*command, "--help")
+    assert "Usage:" in text
 
 
-def test_help_imports_nothing_slow(tmp_path: Path) -> None:
+def test_help_imports_nothing_slow() -> None:
     for command in ("--help", "lab"):
         program = (
             "import sys\nfrom everwrite.server import cli\n"
@@ -72,86 +86,83 @@ def test_help_imports_nothing_slow(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_serve_lists_every_setting(tmp_path: Path) -> None:
-    text = run("serve", "--help", cwd=tmp_path).stdout
+def test_serve_lists_every_setting(ew: Command) -> None:
+    text = ew.output("serve", "--help")
     assert [setting.flag for setting in SETTINGS if setting.flag + " " not in text] == []
 
 
-def test_config_show_says_where_values_come_from(tmp_path: Path) -> None:
+def test_config_show_says_where_values_come_from(ew: Command, tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
     file.write_text('region = "apac"\nhttp_port = 1\n')
-    outcome = run(
-        "config", "show", "--origin", "--config", file, "--redis-port=5", cwd=tmp_path, EVERWRITE_HTTP_PORT="6"
-    )
-    assert outcome.returncode == 0
-    lines = outcome.stdout.splitlines()
+    text = ew.output("config", "show", "--origin", "--config", file, "--redis-port=5", EVERWRITE_HTTP_PORT="6")
+    lines = text.splitlines()
     assert f'region = "apac"  # file {file}' in lines
     assert "redis_port = 5  # --redis-port" in lines
     assert "http_port = 6  # EVERWRITE_HTTP_PORT" in lines
     assert "peer_port = 7381  # default" in lines
 
 
-def test_config_show_as_json(tmp_path: Path) -> None:
-    shown = json.loads(run("config", "show", "--output=json", cwd=tmp_path, EVERWRITE_REGION="apac").stdout)
+def test_config_show_as_json(ew: Command) -> None:
+    shown = json.loads(ew.output("config", "show", "--output=json", EVERWRITE_REGION="apac"))
     assert shown["node"] == "apac-0"
-    both = json.loads(run("config", "show", "--output=json", "--origin", cwd=tmp_path, EVERWRITE_REGION="apac").stdout)
+    both = json.loads(ew.output("config", "show", "--output=json", "--origin", EVERWRITE_REGION="apac"))
     assert both["settings"] == shown
     assert both["origins"]["region"] == "EVERWRITE_REGION"
 
 
-def test_config_show_is_a_file_that_gives_the_same(tmp_path: Path) -> None:
+def test_config_show_is_a_file_that_gives_the_same(ew: Command, tmp_path: Path) -> None:
     flags = ["--peer=apac=127.0.0.1:1", "--peer=eu/eu-0=[::1]:2", "--certs-ca=/a", "--certs-cert=/b", "--certs-key=/c"]
-    first = run("config", "show", "--data=/d", *flags, cwd=tmp_path).stdout
+    first = ew.output("config", "show", "--data=/d", *flags)
     (tmp_path / "node.toml").write_text(first)
-    assert run("config", "show", cwd=tmp_path, EVERWRITE_CONFIG="node.toml").stdout == first
+    assert ew.output("config", "show", EVERWRITE_CONFIG="node.toml") == first
 
 
 @pytest.mark.parametrize("command", [("serve",), ("config", "show")])
-def test_wrong_settings_end_with_status_2_and_make_nothing(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_wrong_settings_end_with_status_2(ew: Command, tmp_path: Path, command: tuple[str, ...]) -> None:
     file = tmp_path / "node.toml"
     file.write_text("redis_prot = 1\n")
-    assert f"{file}: redis_prot: there is no such setting" in refusal(2, *command, "--config", file, cwd=tmp_path)
+    assert f"{file}: redis_prot: there is no such setting" in ew.refusal(2, *command, "--config", file)
     file.write_text('data = "elsewhere"\nregion = ')
-    assert f"{file}: line 2" in refusal(2, *command, "--config", file, cwd=tmp_path)
-    assert "can't be read" in refusal(2, *command, "--config", "absent.toml", cwd=tmp_path)
-    assert '--redis-port = "x": must be' in refusal(2, *command, "--redis-port=x", cwd=tmp_path)
-    assert "EVERWRITE_DATA: " in refusal(2, *command, cwd=tmp_path, EVERWRITE_DATA=str(file))
-    assert "No such option" in refusal(2, *command, "--redis-prot=1", cwd=tmp_path)
-    assert "no authentication yet" in refusal(2, *command, "--host=0.0.0.0", cwd=tmp_path)
+    assert f"{file}: line 2" in ew.refusal(2, *command, "--config", file)
+    assert "can't be read" in ew.refusal(2, *command, "--config", "absent.toml")
+    assert '--redis-port = "x": must be' in ew.refusal(2, *command, "--redis-port=x")
+    assert "EVERWRITE_DATA: " in ew.refusal(2, *command, EVERWRITE_DATA=str(file))
+    assert "No such option" in ew.refusal(2, *command, "--redis-prot=1")
+    assert "no authentication yet" in ew.refusal(2, *command, "--host=0.0.0.0")
 
 
-def test_serve_checks_its_certificates_first(tmp_path: Path) -> None:
-    assert run("certs", "init", "c", cwd=tmp_path).returncode == 0
-    assert run("certs", "node", "c", "--region=apac", cwd=tmp_path).stdout == "c/apac-0.pem\nc/apac-0.key\n"
+def test_serve_checks_its_certificates_first(ew: Command, tmp_path: Path) -> None:
+    ew.output("certs", "init", "c")
+    assert ew.output("certs", "node", "c", "--region=apac") == "c/apac-0.pem\nc/apac-0.key\n"
     flags = ["--certs-ca=c/ca.pem", "--certs-cert=c/apac-0.pem", "--certs-key=c/apac-0.key"]
-    message = refusal(2, "serve", "--region=eu-west", *flags, cwd=tmp_path)
+    message = ew.refusal(2, "serve", "--region=eu-west", *flags)
     assert "is for everwrite://everwrite/apac/apac-0" in message
     (tmp_path / "c" / "apac-0.key").write_text("garbage")
-    assert "c/apac-0.key" in refusal(2, "serve", "--region=apac", *flags, cwd=tmp_path)
+    assert "c/apac-0.key" in ew.refusal(2, "serve", "--region=apac", *flags)
 
 
-def test_certificates_are_kept_without_force(tmp_path: Path) -> None:
-    assert run("certs", "init", "c", "--cluster=shop", cwd=tmp_path).stdout == "c/ca.pem\nc/ca.key\n"
-    assert "exists already" in refusal(2, "certs", "init", "c", cwd=tmp_path)
-    assert "can't be read" in refusal(2, "certs", "node", "d", "--region=apac", cwd=tmp_path)
-    assert "must be 1 to 63" in refusal(2, "certs", "node", "c", "--region=APAC", cwd=tmp_path)
-    assert run("certs", "init", "c", "--force", cwd=tmp_path).returncode == 0
+def test_certificates_are_kept_without_force(ew: Command) -> None:
+    assert ew.output("certs", "init", "c", "--cluster=shop") == "c/ca.pem\nc/ca.key\n"
+    assert "exists already" in ew.refusal(2, "certs", "init", "c")
+    assert "can't be read" in ew.refusal(2, "certs", "node", "d", "--region=apac")
+    assert "must be 1 to 63" in ew.refusal(2, "certs", "node", "c", "--region=APAC")
+    ew.output("certs", "init", "c", "--force")
 
 
-def test_lab_commands_without_a_lab_end_with_status_4(tmp_path: Path) -> None:
+def test_lab_commands_without_a_lab_end_with_status_4(ew: Command) -> None:
     for command in (["status"], ["heal"], ["cut", "us-east", "apac"], ["kill", "apac"], ["start", "apac"]):
-        assert "everwrite-lab: no lab runs here" in refusal(4, "lab", *command, cwd=tmp_path)
-    assert "elsewhere: no lab runs here" in refusal(4, "lab", "--data=elsewhere", "status", cwd=tmp_path)
-    assert "elsewhere: no lab runs here" in refusal(4, "lab", "status", "--data=elsewhere", cwd=tmp_path)
+        assert "everwrite-lab: no lab runs here" in ew.refusal(4, "lab", *command)
+    assert "elsewhere: no lab runs here" in ew.refusal(4, "lab", "--data=elsewhere", "status")
+    assert "elsewhere: no lab runs here" in ew.refusal(4, "lab", "status", "--data=elsewhere")
 
 
-def test_a_lab_that_cannot_be_is_refused_before_anything_is_made(tmp_path: Path) -> None:
-    assert "--nodes 2: must be 1" in refusal(2, "lab", "--nodes=2", cwd=tmp_path)
-    assert "--base-port 65535" in refusal(2, "lab", "--base-port=65535", cwd=tmp_path)
-    assert "name two regions" in refusal(2, "lab", "heal", "apac", cwd=tmp_path)
+def test_a_lab_that_cannot_be_is_refused_before_anything_is_made(ew: Command) -> None:
+    assert "--nodes 2: must be 1" in ew.refusal(2, "lab", "--nodes=2")
+    assert "--base-port 65535" in ew.refusal(2, "lab", "--base-port=65535")
+    assert "name two regions" in ew.refusal(2, "lab", "heal", "apac")
 
 
-def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "everwrite", "config", "show"]
@@ -177,8 +188,6 @@ def test_the_page_has_every_setting_as_it_is() -> None:
 
 
 def test_the_page_has_every_exit_status() -> None:
-    from everwrite.server import cli
-
     statuses = {value for name, value in vars(cli).items() if name.startswith("EXIT_")} | {0}
     section = PAGE[PAGE.index("## Exit status") :]
     assert {int(number) for number in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == statuses
