@@ -371,7 +371,6 @@ cdef int element_add_dot(Element* element, Dot dot, Slice value) noexcept nogil:
 cdef int element_decode(Element* element, Slice stored) noexcept nogil:
     cdef Reader r = reader_of(stored)
     cdef uint64_t count = get_varint(&r)
-    cdef uint64_t i
     cdef Dot dot
     cdef Slice value
     cdef int status

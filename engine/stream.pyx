@@ -82,7 +82,6 @@ cdef class Stream:
         cdef Slice body
         cdef Buffer group
         cdef uint64_t count
-        cdef uint64_t i
         cdef uint64_t origin
         cdef uint64_t timestamp
         cdef int kind = get_u8(&r)
