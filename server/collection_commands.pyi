@@ -1,0 +1,1 @@
+"""Commands on sets and hashes: nothing of it is for Python."""

@@ -1,0 +1,918 @@
+"""The tick: all client sockets of a node, served natively.
+
+One call of `Frontend.tick` runs a few rounds. A round takes the sockets that are ready,
+receives, parses and executes under one lock of the store, commits once, and only then sends
+the replies. Commands that need Python end the round; they are handed up in order, and a
+connection whose command is up there waits with its later ones.
+
+Thread safety: none; everything is called from the thread of the trio loop. The store may be used by
+other threads meanwhile.
+"""
+
+cimport cython
+from libc.errno cimport EMFILE, ENFILE, errno
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+from posix.unistd cimport close, read, write
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+
+from everwrite.coding cimport (
+    Reader,
+    Slice,
+    buffer_free,
+    buffer_init,
+    buffer_reserve,
+    buffer_slice,
+    get_slice,
+    get_varint,
+    put_bytes,
+    put_slice,
+    put_varint,
+    reader_of,
+)
+from everwrite.server.commands cimport (
+    check_call,
+    find_command,
+    reply_unknown,
+    run_command,
+)
+from everwrite.server.connection cimport (
+    KEPT_BUFFER_BYTES,
+    LINGER_BYTES_MAX,
+    OUTPUT_SOFT_BYTES_MAX,
+    RECEIVE_BYTES,
+    ConnectionState,
+    SourceKind,
+    connection_bytes,
+    connection_free,
+    connection_new,
+    connection_send,
+    input_drop,
+    list_free,
+    list_push,
+    list_reserve,
+    listener_accept,
+    output_waiting,
+    socket_addresses,
+    socket_end_output,
+    socket_ended,
+    socket_receive,
+    socket_refuse,
+    socket_tune,
+)
+from everwrite.server.cursors cimport cursors_free, cursors_init
+from everwrite.server.poller cimport (
+    Interest,
+    poller_add,
+    poller_change,
+    poller_open,
+    poller_remove,
+    poller_take,
+)
+from everwrite.server.replies cimport is_word, reply_status
+from everwrite.server.resp cimport REPLY_BYTES_MAX, Parsed, parser_next, reply_error, reply_raw
+from everwrite.status cimport Status
+
+import logging
+import os
+
+from everwrite.server.commands import TABLE as _TABLE
+from everwrite.server.resp import Error, encode
+
+cdef enum:
+    ROUNDS_MAX = 8
+    TICK_NS_MAX = 2000000
+    ACCEPTS_MAX = 64
+    COMMANDS_PER_TURN_MAX = 1024        # of one connection, before the others get theirs
+    LINGERING_MAX = 64
+    REPLY_BYTES_MIN = 1 << 20           # room for a reply that is left even when all buffers are full
+
+TICK_WROTE = 1
+TICK_MORE = 2
+
+FAMILIES = ("read", "write", "connection", "control")
+# Upper bounds in seconds; the last bucket is open.
+LATENCY_BOUNDS = (
+    0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+)
+cdef int64_t latency_bounds_ns[LATENCY_BUCKETS]
+for _bucket in range(LATENCY_BUCKETS - 1):
+    latency_bounds_ns[_bucket] = int(LATENCY_BOUNDS[_bucket] * 1e9)
+
+
+cdef int64_t _monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef int64_t _unix_ms() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1000000
+
+
+@cython.final
+cdef class Client:
+    """A connected Redis client, as Python sees it; made when a command of it first goes up to Python.
+
+    Attributes: `id`; `name`, `lib_name`, `lib_version` (set by CLIENT SETNAME and SETINFO, "" until
+    then); `address` and `local_address` ("host:port"); `created` (Unix seconds).
+    """
+
+    def __init__(self):
+        raise TypeError("clients are made by a Frontend")
+
+    @property
+    def closed(self):
+        """Whether the connection is gone; its other properties keep their last sense or are zero."""
+        return self.connection == NULL or self.connection.state == ConnectionState.CONNECTION_DEAD
+
+    @property
+    def protocol(self):
+        """The RESP version that replies are written in: 2 or 3."""
+        return self.connection.protocol if self.connection != NULL else 2
+
+    @protocol.setter
+    def protocol(self, int version):
+        if version not in (2, 3):
+            raise ValueError(f"RESP version {version}: 2 and 3 are known")
+        if self.connection != NULL:
+            self.connection.protocol = version
+
+    @property
+    def last_write_timestamp(self):
+        """The store's timestamp after this connection's newest write, 0 before the first."""
+        return self.connection.last_write_timestamp if self.connection != NULL else 0
+
+    @property
+    def commands(self):
+        """Number of commands that the connection has sent."""
+        return self.connection.commands if self.connection != NULL else 0
+
+    @property
+    def last_command(self):
+        """Name of the newest known command, or ""."""
+        if self.connection == NULL or self.connection.last_command < 0:
+            return ""
+        return _TABLE[self.connection.last_command].name
+
+    @property
+    def idle_seconds(self):
+        """Seconds since the connection last sent anything."""
+        if self.connection == NULL:
+            return 0.0
+        return (_monotonic_ns() - self.connection.active_ns) / 1e9
+
+    @property
+    def deferred(self):
+        """Whether a reply is owed by `Frontend.reply`."""
+        return self.connection != NULL and bool(self.connection.deferred)
+
+    @property
+    def buffer_bytes(self):
+        """Memory of the connection's buffers: (input, output)."""
+        if self.connection == NULL:
+            return (0, 0)
+        return (self.connection.input.capacity, self.connection.output.capacity)
+
+    @property
+    def descriptor(self):
+        """The socket's file descriptor, or -1."""
+        return -1 if self.closed else self.connection.source.descriptor
+
+    def close_after_reply(self):
+        """Close the connection once its output is sent, with the reply to the current command."""
+        if self.connection != NULL and self.connection.state == ConnectionState.CONNECTION_OPEN:
+            self.connection.state = ConnectionState.CONNECTION_CLOSING
+
+
+@cython.final
+cdef class Frontend:
+    """Serves Redis clients from a store.
+
+    `handler(client, args)` answers the commands that need Python: it gets the command's
+    arguments (a list of bytes, the name first) and returns the encoded reply, or `None`
+    when `reply` will be called later. It must not block. An exception of it is logged and
+    answered with an error.
+
+    `clients_max` bounds the connections; `buffer_bytes_max` the memory of all their buffers together.
+    """
+
+    def __cinit__(self, Store store not None, handler, *, clients_max=10000, buffer_bytes_max=1 << 30):
+        self.store = store
+        self.handler = handler
+        self.log = logging.getLogger("everwrite.frontend")
+        self.clients_by_id = {}
+        self.listeners_by_fd = {}
+        self.clients_max = clients_max
+        self.buffer_bytes_max = buffer_bytes_max
+        self.wake.kind = SourceKind.SOURCE_WAKE
+        self.wake.descriptor = self.wake_write = self.poller = self.spare = -1
+        buffer_init(&self.handed_args)
+        buffer_init(&self.scratch)
+        self.received = <uint8_t*>malloc(RECEIVE_BYTES)
+        if self.received == NULL or cursors_init(&self.cursors, _unix_ms()) < 0:
+            raise MemoryError("out of memory")
+        self.poller = poller_open()
+        if self.poller < 0:
+            raise OSError(errno, f"can't make a poller: {os.strerror(errno)}")
+        self.wake.descriptor, self.wake_write = os.pipe()
+        os.set_blocking(self.wake.descriptor, False)
+        os.set_blocking(self.wake_write, False)
+        self.spare = open_file(b"/dev/null", O_RDONLY | O_CLOEXEC)
+        if poller_add(self.poller, self.wake.descriptor, &self.wake, Interest.WATCH_READ) < 0:
+            raise OSError(errno, f"can't watch a pipe: {os.strerror(errno)}")
+
+    def __dealloc__(self):
+        cdef Connection* c = self.first
+        cdef Connection* after
+        while c != NULL:
+            after = c.next
+            if c.state != ConnectionState.CONNECTION_DEAD:
+                close(c.source.descriptor)
+            connection_free(c)
+            c = after
+        for descriptor in (self.poller, self.wake.descriptor, self.wake_write, self.spare):
+            if descriptor >= 0:
+                close(descriptor)
+        list_free(&self.touched)
+        list_free(&self.ready)
+        list_free(&self.dead)
+        list_free(&self.handed)
+        buffer_free(&self.handed_args)
+        buffer_free(&self.scratch)
+        cursors_free(&self.cursors)
+        free(self.received)
+
+    # -- what the shell calls
+
+    def add_listener(self, sock):
+        """Accept clients from a listening socket, which the frontend owns from now on."""
+        cdef _Listener listener
+        if self.closed or self.draining:
+            raise ValueError("the frontend no longer accepts clients")
+        sock.setblocking(False)
+        listener = _Listener()
+        listener.sock = sock
+        listener.source.kind = SourceKind.SOURCE_LISTENER
+        listener.source.descriptor = sock.fileno()
+        if poller_add(self.poller, listener.source.descriptor, &listener.source, Interest.WATCH_READ) < 0:
+            raise OSError(errno, f"can't watch the listening socket: {os.strerror(errno)}")
+        self.listeners_by_fd[listener.source.descriptor] = listener
+
+    def fileno(self):
+        """The descriptor that is readable while `tick` has something to do."""
+        return self.poller
+
+    def tick(self):
+        """Serve what is ready. Returns a bit mask: TICK_WROTE, TICK_MORE (call again without waiting)."""
+        cdef int left = ROUNDS_MAX
+        cdef bint more = True
+        if self.closed:
+            return 0
+        if self.ticking:
+            raise RuntimeError("tick called from within a tick")
+        self.ticking = True
+        self.wrote = False
+        self.counters.ticks += 1
+        try:
+            while more and left > 0:
+                with nogil:
+                    more = self._rounds(&left)
+                if self.handed.size:
+                    self._answer_handed()
+                    more = True
+        finally:
+            self.ticking = False
+            self._reap()
+        return (TICK_WROTE if self.wrote else 0) | (TICK_MORE if more or self.ready.size else 0)
+
+    def reply(self, uint64_t client_id, bytes data not None):
+        """Give the answer that the handler owed to a client. False when the client is gone or is owed none."""
+        cdef Client client = self.clients_by_id.get(client_id)
+        if client is None or client.closed or not client.connection.deferred:
+            return False
+        client.connection.deferred = False
+        self._append(client.connection, data)
+        self._flush(client.connection)
+        self._make_ready(client.connection)
+        if not self.ticking:
+            if write(self.wake_write, b"w", 1) < 0:
+                # The pipe is full: the poller is readable as it is.
+                pass
+            self._reap()
+        return True
+
+    def close_client(self, uint64_t client_id):
+        """Close a connection at once. False when there is none with this id."""
+        cdef Connection* c = self.first
+        while c != NULL:
+            if c.id == client_id and c.state != ConnectionState.CONNECTION_DEAD:
+                self._close(c)
+                if not self.ticking:
+                    self._reap()
+                return True
+            c = c.next
+        return False
+
+    def drain(self):
+        """Stop accepting. The following ticks answer what was received and close each connection that is quiet."""
+        if self.draining or self.closed:
+            return
+        self.draining = True
+        self._close_listeners()
+        write(self.wake_write, b"w", 1)
+
+    def close_all(self):
+        """Close every connection and listener at once. Idempotent; the descriptor of `fileno` goes with it."""
+        cdef Connection* c = self.first
+        if self.closed:
+            return
+        self.draining = True
+        self._close_listeners()
+        while c != NULL:
+            self._close(c)
+            c = c.next
+        self._reap()
+        self.closed = True
+        close(self.poller)
+        self.poller = -1
+
+    @property
+    def connected_clients(self):
+        """Number of open connections; 0 ends a drain."""
+        return self.connected
+
+    @property
+    def failed(self):
+        """Whether a commit failed: from then on data commands are answered with MISCONF."""
+        return bool(self.store_failed)
+
+    def clients(self):
+        """The connected clients, a list."""
+        cdef Connection* c = self.first
+        found = []
+        while c != NULL:
+            if c.state == ConnectionState.CONNECTION_OPEN:
+                found.append(self._client(c))
+            c = c.next
+        return found
+
+    def statistics(self):
+        """Counters and gauges: integers by name, and `commands`, calls by command name (those called only)."""
+        cdef Connection* c = self.first
+        blocked = 0
+        while c != NULL:
+            blocked += c.deferred and not c.handed and c.state == ConnectionState.CONNECTION_OPEN
+            c = c.next
+        return {
+            "connected_clients": self.connected,
+            "blocked_clients": blocked,
+            "clients_max": self.clients_max,
+            "failed": int(self.store_failed),
+            "connections_received": self.counters.connections_received,
+            "connections_rejected": self.counters.connections_rejected,
+            "commands_processed": self.counters.commands_processed,
+            "commands_failed": self.counters.commands_failed,
+            "protocol_errors": self.counters.protocol_errors,
+            "bytes_received": self.counters.bytes_received,
+            "bytes_sent": self.counters.bytes_sent,
+            "buffer_bytes": self.buffer_bytes,
+            "keyspace_hits": self.call.hits,
+            "keyspace_misses": self.call.misses,
+            "scan_cursors": self.cursors.used,
+            "ticks": self.counters.ticks,
+            "rounds": self.counters.rounds,
+            "commits": self.counters.commits,
+            "commands": {
+                info.name: self.counters.calls[index] for index, info in enumerate(_TABLE) if self.counters.calls[index]
+            },
+        }
+
+    def latency(self):
+        """Time from a command's readiness on the socket to its reply's send, by family of commands.
+
+        Returns (bounds, counts): upper bounds of the buckets in seconds, and per family ("read",
+        "write", "connection", "control") a list of counts, one more than bounds (the last is open),
+        not cumulative. A round's commands share its time.
+        """
+        counts = {
+            name: [self.counters.latency[family][bucket] for bucket in range(LATENCY_BUCKETS)]
+            for family, name in enumerate(FAMILIES)
+        }
+        return LATENCY_BOUNDS, counts
+
+    def latency_sums(self):
+        """Total seconds by family of commands, to go with `latency`."""
+        return {name: self.counters.latency_sum_ns[family] / 1e9 for family, name in enumerate(FAMILIES)}
+
+    # -- rounds
+
+    cdef bint _rounds(self, int* left) noexcept nogil:
+        """Run rounds until nothing is ready (False), or the limits are reached or Python is needed (True)."""
+        cdef int64_t start = _monotonic_ns()
+        while left[0] > 0:
+            left[0] -= 1
+            if self._round() == 0:
+                if self.draining:
+                    self._drop_idle()
+                return False
+            if self.handed.size or self.now_ns - start > TICK_NS_MAX:
+                return True
+        return True
+
+    cdef int _round(self) noexcept nogil:
+        """Receive, execute, commit, send. Returns how many sources had work."""
+        cdef int count, i
+        cdef size_t r, resumed
+        cdef Source* source
+        cdef Connection* c
+        cdef char drained[64]
+        count = poller_take(self.poller, self.events, POLL_EVENTS_MAX)
+        if count < 0:
+            count = 0
+        resumed = self.ready.size
+        if count == 0 and resumed == 0:
+            return 0
+        self.counters.rounds += 1
+        self.now_ns = _monotonic_ns()
+        memset(self.round_calls, 0, sizeof(self.round_calls))
+        # Those that become ready again in this round are for the next one.
+        for r in range(resumed):
+            c = self.ready.items[r]
+            c.ready = False
+            if c.state == ConnectionState.CONNECTION_OPEN and not c.deferred:
+                self._run(c, c.input.data, c.input.size)
+        if resumed:
+            for r in range(resumed, self.ready.size):
+                self.ready.items[r - resumed] = self.ready.items[r]
+            self.ready.size -= resumed
+        for i in range(count):
+            source = <Source*>self.events[i].owner
+            if source.kind == SourceKind.SOURCE_CLIENT:
+                c = <Connection*>source
+                if self.events[i].writable:
+                    self._touch(c)
+                if self.events[i].readable:
+                    self._receive(c)
+            elif source.kind == SourceKind.SOURCE_LISTENER:
+                self._accept(source)
+            else:
+                while read(source.descriptor, drained, sizeof(drained)) == <ssize_t>sizeof(drained):
+                    pass
+        self._finish_round()
+        return count + <int>resumed
+
+    cdef void _finish_round(self) noexcept nogil:
+        """Commit what the round wrote, then send its replies."""
+        cdef size_t i
+        cdef uint64_t _n
+        cdef int family, status = Status.OK
+        cdef int64_t elapsed
+        cdef Connection* c
+        cdef bint wrote
+        if self.locked:
+            wrote = self.store.last_timestamp() != self.round_timestamp
+            self.store.unlock()
+            self.locked = False
+            if wrote:
+                self.wrote = True
+                self.counters.commits += 1
+                status = self.store.commit()
+                if status < 0:
+                    self.store_failed = True
+        for i in range(self.touched.size):
+            c = self.touched.items[i]
+            c.touched = False
+            if c.state == ConnectionState.CONNECTION_DEAD:
+                continue
+            if status < 0 and c.replies:
+                # Reads of this round may have seen what is not durable: none of its replies goes out.
+                c.output.size = c.mark
+                self.reply_writer.out = &c.output
+                self.reply_writer.failed = 0
+                self.reply_writer.limit = c.output.size + REPLY_BYTES_MAX
+                self.counters.commands_failed += c.replies
+                for _n in range(c.replies):
+                    reply_status(&self.reply_writer, Status.ERR_FAILED)
+                if self.reply_writer.failed:
+                    self._close(c)
+                    continue
+            self._flush(c)
+        self.touched.size = 0
+        elapsed = _monotonic_ns() - self.now_ns
+        for family in range(<int>Family.FAMILY_CONTROL):
+            if self.round_calls[family]:
+                self._count_latency(family, self.round_calls[family], elapsed)
+
+    cdef void _count_latency(self, int family, uint64_t calls, int64_t nanoseconds) noexcept nogil:
+        cdef int bucket = 0
+        while bucket < LATENCY_BUCKETS - 1 and nanoseconds > latency_bounds_ns[bucket]:
+            bucket += 1
+        self.counters.latency[family][bucket] += calls
+        self.counters.latency_sum_ns[family] += calls * <uint64_t>nanoseconds
+
+    # -- connections
+
+    cdef void _accept(self, Source* listener) noexcept nogil:
+        cdef int descriptor, _i
+        for _i in range(ACCEPTS_MAX):
+            descriptor = listener_accept(listener.descriptor)
+            if descriptor < 0:
+                if (errno == EMFILE or errno == ENFILE) and self.spare >= 0:
+                    # Out of descriptors: give one up to tell the client, or the listener would stay
+                    # readable and keep the loop busy.
+                    close(self.spare)
+                    descriptor = listener_accept(listener.descriptor)
+                    if descriptor >= 0:
+                        self.counters.connections_rejected += 1
+                        socket_refuse(descriptor, b"-ERR max number of clients reached\r\n")
+                    self.spare = open_file(b"/dev/null", O_RDONLY | O_CLOEXEC)
+                return
+            self._admit(descriptor)
+
+    cdef void _admit(self, int descriptor) noexcept nogil:
+        cdef Connection* c = NULL
+        cdef size_t needed = self.connected + self.dead.size + 1
+        if self.connected >= self.clients_max:
+            self.counters.connections_rejected += 1
+            socket_refuse(descriptor, b"-ERR max number of clients reached\r\n")
+            return
+        # A connection becomes ready at most once while the ready ones are being run, hence twice.
+        if (
+            list_reserve(&self.touched, needed) == 0
+            and list_reserve(&self.ready, 2 * needed) == 0
+            and list_reserve(&self.dead, needed) == 0
+            and list_reserve(&self.handed, needed) == 0
+        ):
+            c = connection_new(descriptor, self.newest_id + 1)
+        if c == NULL or poller_add(self.poller, descriptor, c, Interest.WATCH_READ) < 0:
+            self.counters.connections_rejected += 1
+            socket_refuse(descriptor, b"-ERR out of memory\r\n")
+            if c != NULL:
+                connection_free(c)
+            return
+        self.newest_id += 1
+        self.counters.connections_received += 1
+        c.interest = Interest.WATCH_READ
+        c.created_ms = _unix_ms()
+        c.active_ns = self.now_ns
+        socket_tune(descriptor)
+        socket_addresses(descriptor, c.peer, c.local)
+        c.next = self.first
+        if self.first != NULL:
+            self.first.previous = c
+        self.first = c
+        self.connected += 1
+
+    cdef void _touch(self, Connection* c) noexcept nogil:
+        """Put a connection on the round's list, and remember where its output of this round begins."""
+        if not c.touched and c.state != ConnectionState.CONNECTION_DEAD:
+            c.touched = True
+            c.mark = c.output.size
+            c.replies = 0
+            list_push(&self.touched, c)
+
+    cdef void _make_ready(self, Connection* c) noexcept nogil:
+        """Go on with what a connection has buffered, without waiting for its socket."""
+        if c.state != ConnectionState.CONNECTION_OPEN or c.deferred or c.paused:
+            return
+        self._watch(c, c.interest | Interest.WATCH_READ)
+        if c.input.size and not c.ready:
+            c.ready = True
+            list_push(&self.ready, c)
+
+    cdef void _watch(self, Connection* c, int interest) noexcept nogil:
+        if c.interest != interest:
+            if poller_change(self.poller, c.source.descriptor, c, interest) < 0:
+                self._close(c)
+                return
+            c.interest = interest
+
+    cdef void _account(self, Connection* c) noexcept nogil:
+        cdef size_t now = connection_bytes(c)
+        self.buffer_bytes += now - c.accounted
+        c.accounted = now
+
+    cdef void _close(self, Connection* c) noexcept nogil:
+        if c.state == ConnectionState.CONNECTION_DEAD:
+            return
+        if c.state == ConnectionState.CONNECTION_LINGERING:
+            self.lingering -= 1
+        c.state = ConnectionState.CONNECTION_DEAD
+        close(c.source.descriptor)
+        self.buffer_bytes -= c.accounted
+        c.accounted = 0
+        self.connected -= 1
+        list_push(&self.dead, c)
+
+    cdef void _drop_idle(self) noexcept nogil:
+        """While draining: close the connections that have nothing in flight."""
+        cdef Connection* c = self.first
+        while c != NULL:
+            if not c.deferred and not c.ready and output_waiting(c) == 0:
+                self._close(c)
+            c = c.next
+
+    # -- bytes in, commands, bytes out
+
+    cdef void _receive(self, Connection* c) noexcept nogil:
+        cdef int64_t count
+        cdef uint8_t* place = self.received
+        if c.state == ConnectionState.CONNECTION_DEAD or c.ready:
+            return
+        if c.deferred and socket_ended(c.source.descriptor):
+            self._close(c)
+            return
+        if c.deferred or c.paused or c.state == ConnectionState.CONNECTION_CLOSING:
+            # With output waiting, a peer that is gone shows when it is written to.
+            self._watch(c, c.interest & ~Interest.WATCH_READ)
+            return
+        if c.state == ConnectionState.CONNECTION_OPEN and c.input.size:
+            # An incomplete command goes on where its beginning lies.
+            if self.buffer_bytes > self.buffer_bytes_max:
+                self._break_off(c, b"ERR the node's memory for requests is used up; try again later")
+                return
+            if buffer_reserve(&c.input, RECEIVE_BYTES) < 0:
+                self._break_off(c, b"OOM out of memory for the request")
+                return
+            place = c.input.data + c.input.size
+        count = socket_receive(c.source.descriptor, place, RECEIVE_BYTES)
+        if count == 0:
+            return
+        if c.state == ConnectionState.CONNECTION_LINGERING:
+            c.discarded += <size_t>count if count > 0 else 0
+            if count < 0 or c.discarded > LINGER_BYTES_MAX:
+                self._close(c)
+            return
+        if count < 0:
+            if output_waiting(c) == 0:
+                self._close(c)
+            else:
+                c.state = ConnectionState.CONNECTION_CLOSING
+                self._touch(c)
+            return
+        self.counters.bytes_received += <uint64_t>count
+        c.active_ns = self.now_ns
+        if place != self.received:
+            c.input.size += <size_t>count
+            self._run(c, c.input.data, c.input.size)
+        else:
+            self._run(c, place, <size_t>count)
+
+    cdef void _run(self, Connection* c, const uint8_t* data, size_t size) noexcept nogil:
+        """Execute the commands at the start of `data`, and keep what is left of it."""
+        cdef size_t at = 0, consumed = 0
+        cdef int turns = 0, parsed
+        cdef bint buffered = data == c.input.data
+        self._touch(c)
+        while c.state == ConnectionState.CONNECTION_OPEN and not c.deferred and at < size:
+            if output_waiting(c) > OUTPUT_SOFT_BYTES_MAX:
+                c.paused = True
+                break
+            if turns == COMMANDS_PER_TURN_MAX:
+                break
+            parsed = parser_next(&c.parser, data + at, size - at, &consumed)
+            at += consumed
+            if parsed == Parsed.PARSE_COMMAND:
+                turns += 1
+                self._execute(c)
+                continue
+            if parsed == Parsed.PARSE_ERROR:
+                self._break_off(c, NULL)
+            elif parsed == Parsed.PARSE_MEMORY:
+                self._break_off(c, b"OOM out of memory for the request")
+            break
+        if c.state == ConnectionState.CONNECTION_OPEN:
+            if buffered:
+                input_drop(c, at)
+            elif at < size and put_bytes(&c.input, data + at, size - at) < 0:
+                self._break_off(c, b"OOM out of memory for the request")
+            if turns == COMMANDS_PER_TURN_MAX:
+                self._make_ready(c)
+        if c.state != ConnectionState.CONNECTION_DEAD:
+            self._account(c)
+
+    cdef void _execute(self, Connection* c) noexcept nogil:
+        """Run the command that the connection's parser holds, or hand it up."""
+        cdef const Command* command
+        cdef Reply* reply = &self.reply_writer
+        cdef size_t room = self.buffer_bytes_max - self.buffer_bytes if self.buffer_bytes < self.buffer_bytes_max else 0
+        cdef uint64_t timestamp
+        self.counters.commands_processed += 1
+        c.commands += 1
+        c.replies += 1
+        reply.out = &c.output
+        reply.protocol = c.protocol
+        reply.failed = 0
+        if room > REPLY_BYTES_MAX:
+            room = REPLY_BYTES_MAX
+        reply.limit = c.output.size + (room if room > REPLY_BYTES_MIN else REPLY_BYTES_MIN)
+        self.call.args = c.parser.args
+        self.call.count = c.parser.count
+        self.call.reply = reply
+        self.call.cursors = &self.cursors
+        self.call.scratch = &self.scratch
+        command = find_command(c.parser.args[0])
+        if command == NULL:
+            if is_word(c.parser.args[0], b"POST") or is_word(c.parser.args[0], b"HOST:"):
+                c.replies -= 1
+                self._break_off(c, b"ERR this is not an HTTP port")
+            else:
+                reply_unknown(&self.call)
+        else:
+            c.last_command = command.index
+            self.counters.calls[command.index] += 1
+            if command.family == Family.FAMILY_CONTROL:
+                if check_call(command, &self.call):
+                    c.replies -= 1
+                    self._hand_up(c)
+                return
+            self.round_calls[command.family] += 1
+            if command.family == Family.FAMILY_CONNECTION:
+                run_command(self.store, command, &self.call)
+            elif self.store_failed:
+                self.counters.commands_failed += 1
+                reply_status(reply, Status.ERR_FAILED)
+            else:
+                if not self.locked:
+                    self.store.lock()
+                    self.locked = True
+                    self.round_timestamp = self.seen_timestamp = self.store.last_timestamp()
+                run_command(self.store, command, &self.call)
+                if command.family == Family.FAMILY_WRITE:
+                    timestamp = self.store.last_timestamp()
+                    if timestamp != self.seen_timestamp:
+                        self.seen_timestamp = c.last_write_timestamp = timestamp
+        if reply.failed:
+            # Not even an error reply could be written: the connection would be out of step.
+            self._close(c)
+
+    cdef void _hand_up(self, Connection* c) noexcept nogil:
+        """Keep a copy of the command for Python; its slices are gone after this turn."""
+        cdef size_t i, mark = self.handed_args.size
+        cdef int failed = put_varint(&self.handed_args, c.parser.count)
+        for i in range(c.parser.count):
+            failed |= put_slice(&self.handed_args, c.parser.args[i])
+        if failed:
+            self.handed_args.size = mark
+            c.replies += 1
+            reply_error(&self.reply_writer, b"OOM out of memory; the command was not run")
+            return
+        c.deferred = c.handed = True
+        list_push(&self.handed, c)
+
+    cdef void _break_off(self, Connection* c, const char* error) noexcept nogil:
+        """Answer with an error (the parser's when NULL) and close: what follows can't be understood."""
+        self._touch(c)
+        self.counters.protocol_errors += 1
+        c.replies += 1
+        self.reply_writer.out = &c.output
+        self.reply_writer.failed = 0
+        self.reply_writer.limit = c.output.size + REPLY_BYTES_MIN
+        if error != NULL:
+            reply_error(&self.reply_writer, error)
+        else:
+            reply_raw(&self.reply_writer, b"-ERR ", 5)
+            self.reply_writer.failed |= put_bytes(&c.output, c.parser.error, _length(c.parser.error))
+            reply_raw(&self.reply_writer, b"\r\n", 2)
+        buffer_free(&c.input)
+        c.state = ConnectionState.CONNECTION_CLOSING
+        if self.reply_writer.failed:
+            self.reply_writer.failed = 0
+            self._close(c)
+
+    cdef void _flush(self, Connection* c) noexcept nogil:
+        """Send what waits, and watch for what the connection's state makes of the rest."""
+        cdef size_t before = output_waiting(c)
+        cdef int sent = connection_send(c)
+        if sent < 0:
+            self._close(c)
+            return
+        self.counters.bytes_sent += before - output_waiting(c)
+        self._account(c)
+        if c.paused and output_waiting(c) <= OUTPUT_SOFT_BYTES_MAX // 2:
+            c.paused = False
+            self._make_ready(c)
+        if sent == 0:
+            self._watch(c, c.interest | Interest.WATCH_WRITE)
+        elif c.state == ConnectionState.CONNECTION_CLOSING:
+            # Closing a socket with unread input resets it, and the peer may lose the reply: shut our
+            # half, and throw away what comes until the peer closes too.
+            if self.lingering >= LINGERING_MAX:
+                self._close(c)
+                return
+            self.lingering += 1
+            c.state = ConnectionState.CONNECTION_LINGERING
+            socket_end_output(c.source.descriptor)
+            self._watch(c, Interest.WATCH_READ)
+        elif c.interest & Interest.WATCH_WRITE:
+            self._watch(c, c.interest & ~Interest.WATCH_WRITE)
+
+    # -- Python's part
+
+    cdef Client _client(self, Connection* c):
+        cdef Client client = self.clients_by_id.get(c.id)
+        if client is None:
+            client = Client.__new__(Client)
+            client.connection = c
+            client.id = c.id
+            client.address = (<bytes>c.peer).decode()
+            client.local_address = (<bytes>c.local).decode()
+            client.created = c.created_ms / 1000
+            client.name = client.lib_name = client.lib_version = ""
+            self.clients_by_id[c.id] = client
+        return client
+
+    cdef void _append(self, Connection* c, bytes data):
+        if put_bytes(&c.output, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)) < 0:
+            self._close(c)
+        else:
+            self._account(c)
+
+    cdef int _answer_handed(self) except -1:
+        """Let the handler answer the commands that were handed up, in order, and send the answers."""
+        cdef Reader reader = reader_of(buffer_slice(&self.handed_args))
+        cdef Connection* c
+        cdef Slice arg
+        cdef size_t i
+        for i in range(self.handed.size):
+            c = self.handed.items[i]
+            args = []
+            for _ in range(get_varint(&reader)):
+                arg = get_slice(&reader)
+                args.append(PyBytes_FromStringAndSize(<const char*>arg.data, arg.size))
+            if c.state == ConnectionState.CONNECTION_DEAD:
+                continue
+            try:
+                answer = self.handler(self._client(c), args)
+            except Exception:
+                self.log.exception("command %s failed", args[0])
+                answer = encode(Error("ERR internal error: see the node's log"))
+            c.handed = False
+            if answer is None or c.state == ConnectionState.CONNECTION_DEAD:
+                continue
+            self._count_latency(Family.FAMILY_CONTROL, 1, _monotonic_ns() - self.now_ns)
+            c.deferred = False
+            self._append(c, answer)
+            if c.state != ConnectionState.CONNECTION_DEAD:
+                self._flush(c)
+                self._make_ready(c)
+        self.handed.size = 0
+        self.handed_args.size = 0
+        if self.handed_args.capacity > KEPT_BUFFER_BYTES:
+            buffer_free(&self.handed_args)
+        if self.scratch.capacity > KEPT_BUFFER_BYTES:
+            buffer_free(&self.scratch)
+        return 0
+
+    cdef object _reap(self):
+        """Free the connections that died, when no list holds them any more."""
+        cdef size_t i, kept = 0
+        cdef Connection* c
+        cdef Client client
+        if self.dead.size == 0:
+            return
+        for i in range(self.ready.size):
+            if self.ready.items[i].state != ConnectionState.CONNECTION_DEAD:
+                self.ready.items[kept] = self.ready.items[i]
+                kept += 1
+        self.ready.size = kept
+        for i in range(self.dead.size):
+            c = self.dead.items[i]
+            client = self.clients_by_id.pop(c.id, None)
+            if client is not None:
+                client.connection = NULL
+            if c.previous != NULL:
+                c.previous.next = c.next
+            else:
+                self.first = c.next
+            if c.next != NULL:
+                c.next.previous = c.previous
+            connection_free(c)
+        self.dead.size = 0
+
+    def _close_listeners(self):
+        cdef _Listener listener
+        for listener in self.listeners_by_fd.values():
+            poller_remove(self.poller, listener.source.descriptor)
+            listener.sock.close()
+        self.listeners_by_fd.clear()
+
+
+cdef size_t _length(const char* text) noexcept nogil:
+    cdef size_t size = 0
+    while text[size]:
+        size += 1
+    return size
+
+
+cdef class _Listener:
+    # The poller holds the address of `source`: the object lives as long as it is watched.
+    cdef Source source
+    cdef object sock

@@ -1,0 +1,1 @@
+"""Commands on strings and counters: nothing of it is for Python."""
