@@ -18,9 +18,8 @@ from everwrite.datatypes cimport (
     SET_KEEPTTL,
     SET_NX,
     SET_XX,
-    Elements,
-    Keys,
 )
+from everwrite.scans cimport Elements, Keys
 from everwrite.state cimport MAX_KEY, MAX_VALUE, SPACE_SYSTEM, head_deadline, row_live, rows_sum, wide_t
 from everwrite.lsm cimport LsmIterator
 from everwrite.state cimport Head, head_decode, head_free, head_init

@@ -9,8 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from everwrite.coding cimport Buffer, Slice
 from everwrite.keyspace cimport Keyspace
-from everwrite.lsm cimport LsmIterator
-from everwrite.state cimport Element, Head
+from everwrite.state cimport Element
 
 
 cdef enum Kind:
@@ -25,25 +24,6 @@ cdef enum SetFlag:
     SET_XX = 2
     SET_KEEPTTL = 4
     SET_WANT_OLD = 8     # fill *old; WRONG_TYPE when the key holds a set or map
-
-
-cdef struct Elements:
-    # An open iteration over a set or map: see elements_open.
-    LsmIterator* it
-    Buffer prefix
-    Buffer start
-    Element element
-    char text[32]
-    bint started
-
-
-cdef struct Keys:
-    # An open iteration over keys: see keys_open.
-    LsmIterator* it
-    Buffer start
-    Head head
-    int64_t now
-    bint started
 
 
 cdef class TypedKeyspace(Keyspace):
@@ -66,7 +46,6 @@ cdef class TypedKeyspace(Keyspace):
         self, Slice key, int kind, const Slice* names, size_t count, int64_t* removed
     ) noexcept nogil
     cdef int _shown_element(self, Slice* value) noexcept nogil
-    cdef int _expire_now(self) noexcept nogil
 
     cdef int op_type(self, Slice key) noexcept nogil                       # a Kind
     cdef int64_t op_count(self) noexcept nogil                             # live keys (DBSIZE)
@@ -96,17 +75,6 @@ cdef class TypedKeyspace(Keyspace):
     cdef int op_map_remove(self, Slice key, const Slice* fields, size_t count, int64_t* removed) noexcept nogil
     cdef int op_map_increment(self, Slice key, Slice field, int64_t amount, int64_t* result) noexcept nogil
 
-    # Live elements of a set or map in byte order. Returns 1 (*it is open), 0 (no such key, *it is NULL), or an error.
-    cdef int elements_open(self, Slice key, int kind, Elements** it) noexcept nogil
-    cdef int elements_open_from(self, Slice key, int kind, Slice start, Elements** it) noexcept nogil
-    cdef int elements_next(self, Elements* it, Slice* name, Slice* value) noexcept nogil   # 1, 0 at the end
-    cdef void elements_close(self, Elements* it) noexcept nogil
 
-    # Live keys in byte order, from the first that is >= start. The lock is held from open to close.
-    cdef Keys* keys_open(self, Slice start) noexcept nogil                 # NULL when out of memory
-    cdef int keys_next(self, Keys* it, Slice* key, int* kind) noexcept nogil     # 1, 0 at the end
-    cdef void keys_close(self, Keys* it) noexcept nogil
-
-    # Remove up to `limit` keys that are past their deadline; returns how many were looked at.
-    cdef int op_reap(self, int limit) noexcept nogil
-    cdef bint reap_due(self) noexcept nogil
+# What a set's element or a map's field shows: 1 and *value, or 0. `text` holds 24 bytes for a number.
+cdef int show_element(const Element* element, char* text, Slice* value) noexcept nogil

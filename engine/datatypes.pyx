@@ -1,7 +1,6 @@
 """Register, counter, set and map operations; see datatypes.pxd."""
 
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
 from everwrite.change cimport (
@@ -36,21 +35,14 @@ from everwrite.lsm cimport LsmIterator
 from everwrite.state cimport (
     MAX_KEY,
     MAX_VALUE,
-    SPACE_EXPIRY,
     SPACE_USER,
     Element,
     Row,
     element_decode,
-    element_free,
-    element_init,
     element_key,
     element_live,
-    entry_key,
     head_deadline,
-    head_decode,
     head_expired,
-    head_free,
-    head_init,
     head_kind,
     head_string_live,
     parse_integer,
@@ -59,10 +51,6 @@ from everwrite.state cimport (
     show,
 )
 from everwrite.status cimport Status, fault_corrupt
-
-# After a deadline the region that set it removes the key; the others step in when that hasn't happened for so long.
-cdef enum Reaping:
-    FOREIGN_GRACE_MS = 60000
 
 
 cdef Slice _empty() noexcept nogil:
@@ -467,7 +455,7 @@ cdef class TypedKeyspace(Keyspace):
         return self._put_elements(Kind.KIND_MAP, pairs, count, True, added)
 
     cdef int _shown_element(self, Slice* value) noexcept nogil:
-        return _show_element(&self.element, self.text, value)
+        return show_element(&self.element, self.text, value)
 
     cdef int op_map_get(self, Slice key, Slice field, Slice* value) noexcept nogil:
         cdef int status = self.begin(key)
@@ -519,176 +507,8 @@ cdef class TypedKeyspace(Keyspace):
             status = self.delta_end()
         return status
 
-    # ---- iteration ----
 
-    cdef int elements_open(self, Slice key, int kind, Elements** it) noexcept nogil:
-        return self.elements_open_from(key, kind, _empty(), it)
-
-    cdef int elements_open_from(self, Slice key, int kind, Slice start, Elements** it) noexcept nogil:
-        cdef int status = self.begin(key)
-        it[0] = NULL
-        if status <= 0:
-            return status
-        if status != kind:
-            return Status.ERR_WRONG_TYPE
-        it[0] = <Elements*>calloc(1, sizeof(Elements))
-        if it[0] == NULL:
-            return Status.ERR_MEMORY
-        element_init(&it[0].element)
-        buffer_init(&it[0].prefix)
-        it[0].it = self.lsm.iterator()
-        buffer_init(&it[0].start)
-        if (
-            it[0].it == NULL
-            or element_key(&it[0].prefix, key, kind, _empty()) != 0
-            or element_key(&it[0].start, key, kind, start) != 0
-        ):
-            self.elements_close(it[0])
-            it[0] = NULL
-            return Status.ERR_MEMORY
-        return 1
-
-    cdef int elements_next(self, Elements* it, Slice* name, Slice* value) noexcept nogil:
-        cdef int status
-        cdef Slice stored
-        while True:
-            if it.started:
-                status = self.lsm.next(it.it)
-            else:
-                it.started = True
-                status = self.lsm.seek(it.it, buffer_slice(&it.start))
-            if status <= 0:
-                return status
-            stored = self.lsm.key(it.it)
-            if stored.size < it.prefix.size or memcmp(stored.data, it.prefix.data, it.prefix.size) != 0:
-                return 0
-            if element_decode(&it.element, self.lsm.value(it.it)) < 0:
-                return fault_corrupt(b"key state", 0, b"an element can't be decoded")
-            if element_live(&it.element):
-                name[0] = slice_of(stored.data + it.prefix.size, stored.size - it.prefix.size)
-                return _show_element(&it.element, it.text, value)
-
-    cdef void elements_close(self, Elements* it) noexcept nogil:
-        if it != NULL:
-            if it.it != NULL:
-                self.lsm.iterator_free(it.it)
-            buffer_free(&it.prefix)
-            buffer_free(&it.start)
-            element_free(&it.element)
-            free(it)
-
-    cdef Keys* keys_open(self, Slice start) noexcept nogil:
-        cdef Keys* it = <Keys*>calloc(1, sizeof(Keys))
-        if it == NULL:
-            return NULL
-        head_init(&it.head)
-        buffer_init(&it.start)
-        it.now = self.clock.now_ms()
-        it.it = self.lsm.iterator()
-        if it.it == NULL or entry_key(&it.start, SPACE_USER, start) != 0:
-            self.keys_close(it)
-            return NULL
-        return it
-
-    cdef int keys_next(self, Keys* it, Slice* key, int* kind) noexcept nogil:
-        cdef int status
-        cdef Slice stored
-        if self.failed:
-            return Status.ERR_FAILED
-        while True:
-            if it.started:
-                status = self.lsm.next(it.it)
-            else:
-                it.started = True
-                status = self.lsm.seek(it.it, buffer_slice(&it.start))
-            if status <= 0:
-                return status
-            stored = self.lsm.key(it.it)
-            if stored.data[0] != SPACE_USER:
-                return 0
-            if head_decode(&it.head, self.lsm.value(it.it)) < 0:
-                return fault_corrupt(b"key state", 0, b"the head of a key can't be decoded")
-            kind[0] = head_kind(&it.head)
-            if kind[0] and not head_expired(&it.head, it.now):
-                key[0] = slice_of(stored.data + 1, stored.size - 1)
-                return 1
-
-    cdef void keys_close(self, Keys* it) noexcept nogil:
-        if it != NULL:
-            if it.it != NULL:
-                self.lsm.iterator_free(it.it)
-            buffer_free(&it.start)
-            head_free(&it.head)
-            free(it)
-
-    # ---- expiry ----
-
-    cdef bint reap_due(self) noexcept nogil:
-        return self.next_deadline <= self.clock.now_ms()
-
-    cdef int _expire_now(self) noexcept nogil:
-        """Remove the loaded, expired key: what was observed of it, and its deadline."""
-        cdef int status = self.delta_begin()
-        if status == Status.OK:
-            status = self._put_removals(Kind.KIND_NONE)
-        return status if status < 0 else self.delta_end()
-
-    cdef int op_reap(self, int limit) noexcept nogil:
-        cdef LsmIterator* it
-        cdef Buffer due
-        cdef Slice stored
-        cdef int64_t deadline
-        cdef int64_t now = self.clock.now_ms()
-        cdef int64_t next_look = INT64_MAX
-        cdef int looked = 0
-        cdef int status
-        cdef size_t i
-        if self.failed:
-            return Status.ERR_FAILED
-        it = self.lsm.iterator()
-        if it == NULL:
-            return Status.ERR_MEMORY
-        buffer_init(&due)
-        status = entry_key(&due, SPACE_EXPIRY, _empty())
-        if status == 0:
-            status = self.lsm.seek(it, buffer_slice(&due))
-        while status > 0:
-            stored = self.lsm.key(it)
-            if stored.size < 9 or stored.data[0] != SPACE_EXPIRY:
-                break
-            deadline = 0
-            for i in range(1, 9):
-                deadline = (deadline << 8) | stored.data[i]
-            if deadline > now or looked == limit:
-                if deadline < next_look:
-                    next_look = deadline
-                break
-            looked += 1
-            due.size = 0
-            status = put_bytes(&due, stored.data, stored.size)
-            if status == 0:
-                status = self.begin(slice_of(due.data + 9, due.size - 9))
-            if status >= 0 and (not self.expired or head_deadline(&self.head) != deadline):
-                status = self.lsm.remove(buffer_slice(&due))
-            elif status >= 0:
-                if (
-                    self.head.expiry_dot.origin >> 16 == self.own_origin >> 16
-                    or deadline + FOREIGN_GRACE_MS <= now
-                ):
-                    status = self._expire_now()
-                elif deadline + FOREIGN_GRACE_MS < next_look:
-                    next_look = deadline + FOREIGN_GRACE_MS
-            if status >= 0:
-                status = self.lsm.next(it)
-        self.lsm.iterator_free(it)
-        buffer_free(&due)
-        if status < 0:
-            return status
-        self.next_deadline = next_look
-        return looked
-
-
-cdef int _show_element(const Element* element, char* text, Slice* value) noexcept nogil:
+cdef int show_element(const Element* element, char* text, Slice* value) noexcept nogil:
     cdef Dot none
     none.origin = 0
     none.timestamp = 0

@@ -371,11 +371,12 @@ cdef int element_add_dot(Element* element, Dot dot, Slice value) noexcept nogil:
 cdef int element_decode(Element* element, Slice stored) noexcept nogil:
     cdef Reader r = reader_of(stored)
     cdef uint64_t count = get_varint(&r)
+    cdef uint64_t _i
     cdef Dot dot
     cdef Slice value
     cdef int status
     element_clear(element)
-    for _ in range(count):
+    for _i in range(count):
         dot = _get_dot(&r)
         value = get_slice(&r)
         if r.failed:

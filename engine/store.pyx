@@ -1,22 +1,13 @@
-"""The store: opening, recovery, durability, and what goes in from other stores.
+"""What goes between stores: streams out, batches in, resync; see store.pxd.
 
-`database.Database` puts the Python mapping on top; see store.pxd for the native side.
+`database.Database` puts the Python mapping on top.
 """
 
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
-from libc.string cimport memset
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-import os
-import threading
-import weakref
-from dataclasses import replace
-
-import msgpack
-
-from everwrite.change cimport CHANGE_FULL_STATE, Change, Part, change_check, change_parse, part_next, put_change, put_register
+from everwrite.change cimport CHANGE_FULL_STATE, Change, Part, change_check, change_parse, part_next, put_change
 from everwrite.clock cimport (
     Dot,
-    HybridClock,
     Vector,
     vector_covers,
     vector_dict,
@@ -24,7 +15,6 @@ from everwrite.clock cimport (
     vector_get,
     vector_init,
     vector_load,
-    vector_merge,
     vector_raise,
 )
 from everwrite.coding cimport (
@@ -35,9 +25,6 @@ from everwrite.coding cimport (
     buffer_init,
     buffer_slice,
     get_slice,
-    get_u8,
-    get_u64,
-    get_varint,
     put_bytes,
     put_slice,
     put_u8,
@@ -47,467 +34,29 @@ from everwrite.coding cimport (
     reader_of,
     slice_of,
 )
-from everwrite.files cimport Files
-from everwrite.keyspace cimport DUPLICATE, FRAME_CHANGES, FRAME_CLAIM, FRAME_STATE
-from everwrite.lsm cimport Lsm, LsmIterator
-from everwrite.state cimport (
-    SPACE_EXPIRY,
-    SPACE_SYSTEM,
-    SPACE_USER,
-    Head,
-    head_context,
-    head_decode,
-    head_free,
-    head_init,
-)
-from everwrite.status cimport Status, check, fault_corrupt
+from everwrite.durable cimport DurableKeyspace
+from everwrite.keyspace cimport DUPLICATE, FRAME_CLAIM, FRAME_STATE
+from everwrite.lsm cimport LsmIterator
+from everwrite.state cimport SPACE_SYSTEM, SPACE_USER, Head, head_context, head_decode, head_free, head_init
+from everwrite.status cimport Status
 from everwrite.wal_reader cimport WalReader
-from everwrite.wal_writer cimport WalWriter
 
 from everwrite.batch import CHANGES, CLAIM, STATES, decode_batch, encode_batch
-from everwrite.errors import (
-    ClockDriftError,
-    ClosedError,
-    ConfigError,
-    CorruptionError,
-    GapError,
-    LogCutError,
-    ProtocolError,
-    StorageError,
-)
-from everwrite.files import PosixFiles
-from everwrite.identity import Identity, decode_identity, encode_identity, next_identity
+from everwrite.errors import ClockDriftError, ClosedError, GapError, LogCutError, ProtocolError
 from everwrite.need import Need
 from everwrite.stream import Stream
-from everwrite.wal_recovery import open_log
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
-
-DURABILITIES = ("always", "interval", "os")
 cdef enum Tuning:
-    CLOCK_AHEAD_MS = 20000       # how far ahead the clock's bound is persisted
-    SYNC_INTERVAL_MS = 1000      # durability `interval`
-    INDEX_EVERY = 1 << 20        # bytes of log between two entries of the position index
-    FROZEN_MAX = 4               # frozen memory tables before writers wait for the flush
     RESYNC_BATCH = 1 << 20       # bytes of states a resync batch
 
 
-cdef class Store(TypedKeyspace):
+cdef class Store(DurableKeyspace):
     """A store of typed keys in one directory. Open it with `everwrite.open`.
 
     Thread safety: all methods may be called from any thread.
     """
 
     def __cinit__(self, *args, **kwargs):
-        pthread_mutex_init(&self.sync_mutex, NULL)
-        self.closed = True
-
-    def __dealloc__(self):
-        pthread_mutex_destroy(&self.sync_mutex)
-
-    def __init__(
-        self,
-        path,
-        durability="always",
-        *,
-        create=True,
-        max_clock_drift_ms=500,
-        memtable_bytes=64 << 20,
-        block_cache_bytes=64 << 20,
-        log_keep_bytes=256 << 20,
-        segment_bytes=64 << 20,
-        files=None,
-        background=True,
-        store_id=None,
-        now_ms=0,
-    ):
-        if durability not in DURABILITIES:
-            raise ConfigError(f"durability is {durability!r}; it must be one of {', '.join(DURABILITIES)}")
-        self.path = os.fspath(path)
-        self.durability = durability
-        self.sync_always = durability == "always"
-        self.files = PosixFiles() if files is None else files
-        self.log_keep_bytes = log_keep_bytes
-        self.memtable_bytes = memtable_bytes
-        self.clock = HybridClock(max_clock_drift_ms)
-        self.clock.manual_ms = now_ms
-        self.log_index = []
-        self.durable_vector = {}
         self.resync = {}
-        if store_id is None:
-            store_id = int.from_bytes(os.urandom(6), "big")
-        if not create and not self.files.exists(self._file("IDENTITY")):
-            raise StorageError(f"{self.path}: no store here, and create is False")
-        self.files.mkdir(self.path)
-        self.lock_file = self.files.lock(self._file("LOCK"))
-        try:
-            self._open(store_id, memtable_bytes, block_cache_bytes, segment_bytes)
-        except BaseException:
-            self.lock_file.release()
-            raise
-        self.closed = False
-        if background:
-            self.wake = threading.Event()
-            self.thread = threading.Thread(
-                target=_background, args=(weakref.ref(self), self.wake), name="everwrite-maintenance", daemon=True
-            )
-            self.thread.start()
-
-    # ---- opening and closing ----
-
-    def _file(self, name):
-        return os.path.join(self.path, name)
-
-    def _place(self):
-        # A copied or restored directory has another inode: its timestamps may have been exposed elsewhere.
-        if isinstance(self.files, PosixFiles):
-            folder = os.stat(self.path)
-            lock = os.stat(self._file("LOCK"))
-            return f"{folder.st_dev}:{folder.st_ino}:{lock.st_ino}"
-        return "memory"
-
-    def _open(self, store_id, memtable_bytes, block_cache_bytes, segment_bytes):
-        cdef uint64_t start = 0
-        old = None
-        name = self._file("IDENTITY")
-        if self.files.exists(name):
-            old = decode_identity(bytes(self.files.read_file(name)), name)
-        elif self.files.exists(self._file("wal")):
-            raise CorruptionError(
-                f"{name}: missing beside a log: the directory is not whole; restore it from a backup", path=name
-            )
-        place = self._place()
-        if old is None:
-            # Persisted before anything else, so that a crash here can't leave a log without an owner.
-            old = Identity(store_id, 0, False, 0, 0, 0, place, store_id)
-            self.files.replace_file(name, encode_identity(old))
-        self.lsm = Lsm(
-            self.files, self._file("tables"), memtable_bytes=memtable_bytes, block_cache_bytes=block_cache_bytes
-        )
-        checkpoint = msgpack.unpackb(self.lsm.checkpoint, strict_map_key=False) if self.lsm.checkpoint else None
-        if checkpoint is not None:
-            start = checkpoint["position"]
-            vector_load(&self.applied, checkpoint["applied"])
-            self.live_keys = checkpoint["live_keys"]
-            self.conflicts_lww, self.conflicts_type, self.conflicts_add_remove = checkpoint["conflicts"]
-        opened = open_log(self.files, self._file("wal"), old.log_id, replay_from=start, segment_bytes=segment_bytes)
-        self.wal = opened.writer
-        self.torn_bytes = opened.dropped_bytes
-        if checkpoint is not None:
-            self.log_index = [(at, vector) for at, vector in checkpoint["index"] if at >= self.wal.start]
-            self.clock.last = checkpoint["clock"]
-        else:
-            self.log_index = [(self.wal.start, {})]
-        self.own_origin = 0
-        self._replay(opened.reader)
-        self.identity = next_identity(old, place=place, log_end=self.wal.end, fresh_store_id=store_id)
-        # What an unclean stop issued and lost lies below the bound, and below now unless the wall clock was
-        # set back. Starting at the bound itself would put this node ahead of its peers' drift limit.
-        self.clock.last = max(
-            self.clock.last,
-            old.clock if old.clean else (old.clock_bound_ms - Tuning.CLOCK_AHEAD_MS) << 16,
-            *vector_dict(&self.applied).values(),
-            0,
-        )
-        self.frozen_at = self._flushed_position()
-        self.own_origin = self.identity.origin
-        self.store_id = self.identity.store_id
-        self.local_changes = self.applied_changes = self.user_change_count = 0
-        self.durable_vector = vector_dict(&self.applied)
-        self._extend_clock_bound()
-
-    cdef int _replay(self, WalReader reader) except -1:
-        cdef Slice payload
-        cdef uint64_t end = self.wal.end
-        cdef uint64_t start = reader.position
-        cdef int status = 1
-        while status == 1:
-            with nogil:
-                while True:
-                    status = reader.next(end, &payload)
-                    if status == 1:
-                        status = self._replay_frame(payload)
-                        if status == Status.OK:
-                            status = 1
-                    if status != 1 or self.lsm.wants_freeze():
-                        break
-                    if reader.position - start >= Tuning.INDEX_EVERY:
-                        break
-            if status == 1:
-                start = reader.position
-                self.log_index.append((start, vector_dict(&self.applied)))
-                if self.lsm.wants_freeze():
-                    self.lsm.freeze(self._checkpoint(start))
-                    self.lsm.flush_frozen()
-        check(status)
-        return 0
-
-    cdef int _replay_frame(self, Slice payload) noexcept nogil:
-        cdef Reader r = reader_of(payload)
-        cdef int kind = get_u8(&r)
-        cdef Change change
-        cdef Slice body
-        cdef uint64_t count
-        cdef uint64_t i
-        cdef Dot dot
-        cdef int status = Status.OK
-        if kind == FRAME_CHANGES:
-            while reader_left(&r) and status >= 0:
-                body = get_slice(&r)
-                status = change_parse(body, &change)
-                if status < 0 or change_check(&change) < 0:
-                    return fault_corrupt(b"log", 0, b"a change in the log can't be decoded")
-                status = self.apply_change(body)
-                if status == Status.ERR_GUARD:
-                    return fault_corrupt(b"log", 0, b"a change in the log builds on one that is missing")
-                if change.dot.timestamp > self.clock.last:
-                    self.clock.last = change.dot.timestamp
-                if vector_raise(&self.applied, change.dot.origin, change.dot.timestamp) < 0:
-                    return Status.ERR_MEMORY
-        elif kind == FRAME_STATE:
-            status = self.apply_change(slice_of(r.at, reader_left(&r)))
-        elif kind == FRAME_CLAIM:
-            count = get_varint(&r)
-            for i in range(count):
-                dot.origin = get_u64(&r)
-                dot.timestamp = get_u64(&r)
-                if r.failed or vector_raise(&self.applied, dot.origin, dot.timestamp) < 0:
-                    return fault_corrupt(b"log", 0, b"a claim in the log can't be decoded")
-        else:
-            return fault_corrupt(b"log", 0, b"a log frame of an unknown kind")
-        return status if status < 0 else Status.OK
-
-    def close(self):
-        """Stop, make everything durable, and let go of the directory. Idempotent.
-
-        Raises StorageError when the log can't be made durable; the store is closed all the same.
-        """
-        if self.closed:
-            return
-        self.closed = True
-        if self.thread is not None:
-            self.wake.set()
-            if self.thread is not threading.current_thread():
-                self.thread.join()
-        try:
-            if not self.failed:
-                self._check(self._write_log(True))
-                if self.wal.end - self._flushed_position() > Tuning.INDEX_EVERY:
-                    self._freeze()
-                self._flush_frozen()
-                self.wal.close()
-                self.identity = replace(self.identity, clean=True, log_end=self.wal.end, clock=self.clock.last)
-                self.files.replace_file(self._file("IDENTITY"), encode_identity(self.identity))
-        finally:
-            with nogil:
-                self.lock()
-                if not self.failed:
-                    self.failed = Status.ERR_CLOSED
-                self.unlock()
-            self.lsm.close()
-            self.lock_file.release()
-
-    def _flushed_position(self):
-        return msgpack.unpackb(self.lsm.checkpoint, strict_map_key=False)["position"] if self.lsm.checkpoint else 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.close()
-
-    # ---- durability ----
-
-    cdef int commit(self) noexcept nogil:
-        cdef int status
-        if self.failed:
-            return Status.ERR_FAILED
-        if self.wal.end == self.wal.written and (not self.sync_always or self.wal.durable == self.wal.written):
-            return Status.OK
-        status = self._write_log(self.sync_always)
-        if status < 0:
-            return status
-        if self.clock.last >= self.clock_bound or self.lsm.wants_freeze():
-            with gil:
-                try:
-                    self._make_room()
-                except BaseException as error:
-                    self._remember(error)
-                    status = Status.ERR_FAILED
-        return status
-
-    cdef int _write_log(self, bint sync) noexcept nogil:
-        cdef uint64_t target
-        cdef int status
-        self.lock()
-        status = self.wal.flush()
-        target = self.wal.written
-        self.unlock()
-        if status >= 0 and sync and self.wal.durable < target:
-            pthread_mutex_lock(&self.sync_mutex)
-            if self.wal.durable < target:
-                status = self.wal.sync()
-            pthread_mutex_unlock(&self.sync_mutex)
-        if status < 0:
-            with gil:
-                try:
-                    check(status)
-                except BaseException as error:
-                    self._remember(error)
-        return status
-
-    def _remember(self, error):
-        # Never retried: after a failed sync nobody knows what the device holds.
-        if self.failure is None:
-            self.failure = error
-        if not self.failed:
-            self.failed = Status.ERR_FAILED
-
-    cdef int _check(self, int status) except? -1:
-        if status >= 0:
-            return status
-        if self.closed and self.failure is None:
-            raise ClosedError(f"{self.path}: the store is closed")
-        if self.failed:
-            if self.failure is None:
-                try:
-                    check(status)
-                except BaseException as error:
-                    self._remember(error)
-            raise StorageError(
-                f"{self.path}: the store stopped serving after a failure ({self.failure}); "
-                "close it, mend the cause and open it again"
-            ) from self.failure
-        return check(status)
-
-    cdef int _checked_commit(self, int status) except? -1:
-        """Commit what a Python-level operation appended, then turn its status into a result or an exception."""
-        cdef int committed
-        with nogil:
-            committed = self.commit()
-        self._check(status)
-        self._check(committed)
-        if self.thread is None and not self.closed:
-            self.maintain()
-        return status
-
-    def _make_room(self):
-        if self.clock.last >= self.clock_bound:
-            self._extend_clock_bound()
-        if not self.lsm.wants_freeze():
-            return
-        while self.thread is not None and self.lsm.frozen_count() >= Tuning.FROZEN_MAX and not self.failed:
-            # Writers outrun the flush: wait here rather than grow without bound.
-            self.wake.set()
-            self.thread.join(0.005)
-        self._freeze()
-        if self.thread is None:
-            self._flush_frozen()
-        else:
-            self.wake.set()
-
-    def _extend_clock_bound(self):
-        bound_ms = max(self.clock.now_ms(), self.clock.last >> 16) + Tuning.CLOCK_AHEAD_MS
-        self.identity = replace(self.identity, clock_bound_ms=bound_ms)
-        self.files.replace_file(self._file("IDENTITY"), encode_identity(self.identity))
-        self.clock_bound = bound_ms << 16
-
-    def _checkpoint(self, position):
-        return msgpack.packb(
-            {
-                "position": position,
-                "applied": vector_dict(&self.applied),
-                "live_keys": self.live_keys,
-                "conflicts": [self.conflicts_lww, self.conflicts_type, self.conflicts_add_remove],
-                "clock": self.clock.last,
-                "index": self.log_index,
-            }
-        )
-
-    cdef object _freeze(self):
-        with nogil:
-            self.lock()
-        try:
-            self.log_index.append((self.wal.end, vector_dict(&self.applied)))
-            self.lsm.freeze(self._checkpoint(self.wal.end))
-            self.frozen_at = self.wal.end
-        finally:
-            self.unlock()
-
-    def _flush_frozen(self):
-        cdef int status
-        while self.lsm.frozen_count():
-            # A table must never know more than the log: recovery starts in the log where the table ends.
-            with nogil:
-                status = self._write_log(True)
-            self._check(status)
-            self.lsm.flush_frozen()
-            self._cut_log()
-
-    def _cut_log(self):
-        cdef uint64_t keep = self._flushed_position()
-        if self.wal.end > self.log_keep_bytes:
-            keep = min(keep, self.wal.end - self.log_keep_bytes)
-        else:
-            keep = 0
-        with nogil:
-            self.lock()
-        try:
-            if keep > self.wal.start:
-                self.wal.cut(keep)
-                self.log_index = [(at, vector) for at, vector in self.log_index if at >= self.wal.start]
-        finally:
-            self.unlock()
-
-    cdef object _note_position(self):
-        with nogil:
-            self.lock()
-        try:
-            if self.wal.end - self.log_index[len(self.log_index) - 1][0] >= Tuning.INDEX_EVERY:
-                self.log_index.append((self.wal.end, vector_dict(&self.applied)))
-        finally:
-            self.unlock()
-
-    def maintain(self):
-        """What the background thread does ten times a second; call it when opened with `background=False`.
-
-        Extends the clock's bound, syncs (durability `interval`), flushes frozen tables, cuts the log, compacts.
-        """
-        cdef int status
-        cdef int64_t now = self.clock.now_ms()
-        if self.failed:
-            return
-        if <uint64_t>(now + Tuning.CLOCK_AHEAD_MS // 2) << 16 >= self.clock_bound:
-            self._extend_clock_bound()
-        if self.durability == "interval" and abs(now - self.last_sync_ms) >= Tuning.SYNC_INTERVAL_MS:
-            self.last_sync_ms = now
-            with nogil:
-                self.lock()
-            held = vector_dict(&self.applied)
-            self.unlock()
-            with nogil:
-                status = self._write_log(True)
-            self._check(status)
-            self.durable_vector = held
-        self._note_position()
-        if self.wal.end - self.frozen_at > 2 * self.memtable_bytes:
-            # Overwrites don't grow the memory table, but the log that a restart would have to replay.
-            self._freeze()
-        self._flush_frozen()
-        self.lsm.compact()
-
-    def closing(self):
-        """Whether `close` was called."""
-        return bool(self.closed)
-
-    @property
-    def failed_with(self):
-        """The exception after which this store stopped serving, or None."""
-        return self.failure
 
     # ---- what it holds ----
 
@@ -916,7 +465,8 @@ cdef class Store(TypedKeyspace):
                 )
             if self.clock.observe(newest) < 0:
                 raise ClockDriftError(
-                    f"the state of key {key[1:]!r} has a timestamp too far ahead of this node's clock; nothing was merged"
+                    f"the state of key {key[1:]!r} has a timestamp too far ahead of this node's clock; "
+                    "nothing was merged"
                 )
             if vector_covers(&self.applied, dot.origin, dot.timestamp):
                 return
@@ -1022,19 +572,3 @@ cdef bint _state_covers(const Change* change, Dot dot) noexcept nogil:
     covered = head_context(&head, dot.origin) >= dot.timestamp
     head_free(&head)
     return covered
-
-
-def _background(reference, wake):
-    """The maintenance thread: lives as long as its store is open and referenced."""
-    while True:
-        wake.wait(0.1)
-        wake.clear()
-        store = reference()
-        if store is None or store.closing():
-            return
-        try:
-            store.maintain()
-        except BaseException as error:
-            store._remember(error)
-            return
-        del store

@@ -82,6 +82,7 @@ cdef class Stream:
         cdef Slice body
         cdef Buffer group
         cdef uint64_t count
+        cdef uint64_t _i
         cdef uint64_t origin
         cdef uint64_t timestamp
         cdef int kind = get_u8(&r)
@@ -90,7 +91,7 @@ cdef class Stream:
         if kind == FRAME_CLAIM:
             # This store learned these updates as states: they were never in its log.
             count = get_varint(&r)
-            for _ in range(count):
+            for _i in range(count):
                 origin = get_u64(&r)
                 timestamp = get_u64(&r)
                 if self._wants(origin) and not vector_covers(&self.handed_out, origin, timestamp):
@@ -151,8 +152,11 @@ cdef class Stream:
             return None
         self.changes += count
         after = vector_dict(&self.handed_out)
+        # Unfiltered, also what the batch builds on: a receiver that lacks any of it sees the gap at once.
         spans = [
-            (origin, before.get(origin, 0), upto) for origin, upto in after.items() if before.get(origin, 0) != upto
+            (origin, before.get(origin, 0), upto)
+            for origin, upto in after.items()
+            if self.everything or before.get(origin, 0) != upto
         ]
         return encode_batch(CHANGES, spans, count, self.body.data[: self.body.size])
 

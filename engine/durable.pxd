@@ -1,0 +1,47 @@
+"""Files under the keys: opening, recovery, durability, maintenance, closing.
+
+Invariants: a table never knows more than the log; what `commit` acknowledged is in the log
+file, and with durability `always` on the device; after a failure nothing is served.
+"""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from everwrite.coding cimport Slice
+from everwrite.keyspace cimport pthread_mutex_t
+from everwrite.scans cimport ScannedKeyspace
+from everwrite.wal_reader cimport WalReader
+
+
+cdef class DurableKeyspace(ScannedKeyspace):
+    cdef object __weakref__
+    cdef readonly object path
+    cdef readonly object durability
+    cdef readonly uint64_t store_id
+    cdef object files
+    cdef object lock_file
+    cdef object identity
+    cdef bint sync_always
+    cdef bint closed
+    cdef pthread_mutex_t sync_mutex     # one fdatasync at a time; taken before `mutex` never after it
+    cdef uint64_t clock_bound           # no timestamp at or beyond it has been exposed
+    cdef uint64_t log_keep_bytes
+    cdef uint64_t memtable_bytes
+    cdef uint64_t frozen_at             # log position of the newest freeze
+    cdef list log_index                 # (position, applied vector there), ascending; under the lock
+    cdef dict durable_vector
+    cdef object thread
+    cdef object wake
+    cdef object failure                 # the exception behind a sticky failure
+    cdef int64_t last_sync_ms
+    cdef uint64_t torn_bytes            # cut off the log's end at the last open
+
+    # Make what was appended reach the log file, and the device when durability is `always`.
+    # Call without the lock. After a failure the store stays failed: every later call returns ERR_FAILED.
+    cdef int commit(self) noexcept nogil
+    cdef int _write_log(self, bint sync) noexcept nogil
+    cdef int _replay(self, WalReader reader) except -1
+    cdef int _replay_frame(self, Slice payload) noexcept nogil
+    cdef object _freeze(self)
+    cdef object _note_position(self)
+    cdef int _check(self, int status) except? -1
+    cdef int _checked_commit(self, int status) except? -1
