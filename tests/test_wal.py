@@ -91,6 +91,12 @@ def test_a_frame_never_spans_segments(memory: MemoryFiles) -> None:
     assert writer.durable == 14352, "a segment is durable before the next one begins"
 
 
+def test_a_frame_larger_than_a_segment_leaves_none_empty(memory: MemoryFiles) -> None:
+    writer = opened(memory).writer
+    writer.extend([bytes(10_000), bytes(10_000)])
+    assert writer.segments() == [(0, 10_084), (10_084, 20_168)]
+
+
 @given(st.lists(st.lists(st.binary(max_size=3000), max_size=6), max_size=12), st.data())
 def test_round_trips(batches: list[list[bytes]], data: st.DataObject) -> None:
     files = MemoryFiles()

@@ -320,6 +320,18 @@ def test_damage_that_is_no_lost_sector_is_no_torn_tail() -> None:
     assert check_opening({name: content}) == ("damaged", name, frames[1][0])
 
 
+def test_a_whole_frame_in_another_place_does_not_pass() -> None:
+    files = MemoryFiles()
+    log = opened(files)
+    for payload in [b"one", b"two", b"end"]:
+        log.writer.extend([payload])
+        log.writer.make_durable()
+    ((name, content),) = folder_of(files).items()
+    size = wal_twin.FRAME_SIZE + 3
+    exchanged = content[:64] + content[64 + size : 64 + 2 * size] + content[64 : 64 + size] + content[64 + 2 * size :]
+    assert check_opening({name: exchanged}) == ("damaged", name, 64)
+
+
 # Crashes.
 
 
