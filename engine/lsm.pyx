@@ -139,6 +139,10 @@ cdef class Lsm:
                 )
             manifest = manifests.Manifest()
             manifests.save(self.files, path, manifest)
+        else:
+            # An earlier process may have renamed it into place and then failed, or died, before the sync of the
+            # folder: the checkpoint must not be relied on before a crash can no longer take it back.
+            self.files.sync_folder(self.folder)
         return manifest
 
     def _remove_orphans(self):
