@@ -12,6 +12,7 @@ from everwrite.coding cimport (
     Slice,
     buffer_free,
     buffer_init,
+    buffer_reserve,
     buffer_slice,
     get_slice,
     get_varint,
@@ -38,6 +39,9 @@ from everwrite.table_format cimport (
     decode_handle,
     decode_restart,
 )
+
+cdef enum:
+    KEY_ROOM = 64
 
 
 # ---- opening ----
@@ -345,6 +349,9 @@ cdef int table_cursor_seek(TableCursor* c, BlockCache cache, Slice key) noexcept
     if not decode_restart(c.block, restart if status == 1 else 0, &c.rest, &e):
         return _damaged(c.table, c.block)
     c.key.size = 0
+    # An empty key too is to have an address.
+    if buffer_reserve(&c.key, KEY_ROOM) < 0:
+        return Status.ERR_MEMORY
     status = _take(c, &e)
     while status == 1 and slice_compare(buffer_slice(&c.key), key) < 0:
         status = table_cursor_next(c, cache)
