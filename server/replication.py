@@ -356,7 +356,8 @@ class Replicator:
             self._peer_of[session.connection] = peer
             self._send_hello(session)
             self._told(peer, hello)
-            self._send(link, link.begin(now, hello.applied, self._topology(self._store.store_id, hello.store_id)))
+            store_ids = self._topology(self._store.store_id, hello.store_id)
+            self._send(link, link.begin(now, hello.applied, store_ids, peer.behind_since))
             self._note_resync(link, 0)
             # The peer is there: don't sit out the back-off.
             if peer.redial_at is not None and peer.retry_soon:

@@ -15,7 +15,7 @@ import msgspec
 from everwrite.server.replicated_store import ReplicatedStore
 from everwrite.server.session import Identity
 
-__all__ = ["Reporter", "announce_origin", "origin_names", "reports"]
+__all__ = ["Reporter", "announce_origin", "origin_names"]
 
 
 class _OriginEntry(msgspec.Struct):
@@ -39,17 +39,12 @@ def origin_names(store: ReplicatedStore) -> dict[int, tuple[str, str]]:
     """(region, node) of every origin that has announced itself."""
     names: dict[int, tuple[str, str]] = {}
     for name, value in store.system_items(b"origin/"):
-        entry = msgspec.msgpack.decode(value, type=_OriginEntry)
-        names[int(name.removeprefix(b"origin/"), 16)] = (entry.region, entry.node)
+        try:
+            entry = msgspec.msgpack.decode(value, type=_OriginEntry)
+            names[int(name.removeprefix(b"origin/"), 16)] = (entry.region, entry.node)
+        except ValueError:
+            continue  # of a later release: the origin stays unnamed
     return names
-
-
-def reports(store: ReplicatedStore) -> dict[int, dict[int, int]]:
-    """The newest in-stream report of each store id."""
-    return {
-        int(name.removeprefix(b"report/"), 16): msgspec.msgpack.decode(value, type=_ReportEntry).applied
-        for name, value in store.system_items(b"report/")
-    }
 
 
 class Reporter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from everwrite.errors import LogCutError, PeerError
 from everwrite.server.messages import Ack, Batch, Heartbeat, KeyState, Message, Pull, Resync, ResyncEnd
@@ -17,6 +18,8 @@ from everwrite.server.session import Local, Session, State
 from everwrite.server.settings import ReplicationSettings
 
 __all__ = ["Sender"]
+
+TIMESTAMP_MAX: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,16 @@ class Sender:
 
     # -- what the replicator drives ---------------------------------------------------------------
 
-    def begin(self, now: float, applied: Mapping[int, int], store_ids: Collection[int] | None) -> list[bytes]:
-        """Start the stream where the peer stands, of origins with these store ids; the frames to send first."""
+    def begin(
+        self, now: float, applied: Mapping[int, int], store_ids: Collection[int] | None, behind_since: float | None
+    ) -> list[bytes]:
+        """Start the stream where the peer stands, of origins with these store ids; the frames to send first.
+
+        `behind_since`: since when the peer lacks something, as far as it is known.
+        """
         self.acked = dict(applied)
         self._store_ids = store_ids
-        self._waiting_since = now
+        self._waiting_since = now if behind_since is None else behind_since
         return self._open(now)
 
     def handle(self, now: float, message: Message) -> list[bytes]:
@@ -119,7 +127,9 @@ class Sender:
         if self._stream.caught_up():
             self._waiting_since = None
         else:
-            self._waiting_since = now
+            # What is left is younger than what was sent, and the log is in order.
+            age_ms = self._store.now_ms() - (self._stream.last_timestamp >> 16)
+            self._waiting_since = now - max(0, age_ms) / 1000
             if self.unacked_bytes < settings.window_bytes:
                 self.flush_at = now
         return [frame]
@@ -154,17 +164,23 @@ class Sender:
 
     def _open(self, now: float) -> list[bytes]:
         try:
-            self._stream = self._store.open_stream(self.acked, self._store_ids)
+            self._stream = self._store.open_stream(self._since(), self._store_ids)
             self._counted = self._stream.changes
         except LogCutError as error:
             return self._begin_resync(now, str(error))
         return self.flush(now)
 
+    def _since(self) -> dict[int, int]:
+        # What the peer writes now it has; without this, all of it would come back to it as an echo.
+        hello = self.session.hello
+        assert hello is not None
+        return {**self.acked, hello.origin: TIMESTAMP_MAX}
+
     def _begin_resync(self, now: float, reason: str) -> list[bytes]:
         self.session.step(Local.LOG_CUT)
         self.close()
         self.resyncs += 1
-        self._resync = self._store.resync_batches(self.acked, self._store_ids)
+        self._resync = self._store.resync_batches(self._since(), self._store_ids)
         self.flush_at = now
         return [self.session.encode(Resync(reason[:1000]))]
 

@@ -399,16 +399,19 @@ class End:
         self.connection = connection
         self.other: End | None = None
         self.open = True
+        self.swallowing = False
         self.arrival = 0.0
         node.ends[connection] = self
 
     def send(self, data: bytes) -> None:
         network, other = self.network, self.other
-        if not self.open or other is None:
+        if not self.open or other is None or self.swallowing:
             return
         delay = network.delay(self.node, other.node)
         if delay is None:
-            return  # a cut link swallows everything; heartbeats find out
+            # From the first byte that is lost, TCP delivers nothing more: heartbeats have to find out.
+            self.swallowing = True
+            return
         other.arrival = max(other.arrival, network.now + delay)
         at = other.arrival - network.now
         cut = network.rng.randrange(len(data) + 1) if network.fragment else len(data)
