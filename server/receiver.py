@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Mapping
 
 from everwrite.errors import PeerError
+from everwrite.need import Need
 from everwrite.server.codec import FRAME_BYTES_MAX
 from everwrite.server.messages import Ack, Batch, Heartbeat, KeyState, Message, Pull, Resync, ResyncEnd
-from everwrite.server.replicated_store import Need, ReplicatedStore
+from everwrite.server.replicated_store import ReplicatedStore
 from everwrite.server.session import Local, Session, State, check_clock
 from everwrite.server.settings import ReplicationSettings
 

@@ -8,18 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 
-__all__ = ["Need", "ReplicatedStore", "Stream"]
+from everwrite.need import Need
 
-
-class Need(Protocol):
-    """A change that can't be applied before the whole state of its key arrives from the sender."""
-
-    @property
-    def namespace_key(self) -> bytes: ...
-    @property
-    def origin(self) -> int: ...
-    @property
-    def timestamp(self) -> int: ...
+__all__ = ["ReplicatedStore", "Stream"]
 
 
 class Stream(Protocol):

@@ -12,6 +12,7 @@ from functools import partial
 import msgspec
 
 from everwrite.errors import ClockDriftError, GapError, LogCutError, ProtocolError, StorageError
+from everwrite.need import Need
 from everwrite.server.effects import (
     Close,
     Dial,
@@ -49,13 +50,6 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     changes: list[Change]
     entries: dict[bytes, tuple[int, int, bytes, dict[int, int]]]
     claim: dict[int, int]
-
-
-@dataclass(frozen=True)
-class FakeNeed:
-    namespace_key: bytes
-    origin: int
-    timestamp: int
 
 
 @dataclass
@@ -189,7 +183,7 @@ class FakeStore:
             yield msgspec.msgpack.encode(Envelope([], {key: whole}, {}))
         yield msgspec.msgpack.encode(Envelope([], {}, claim))
 
-    def apply_batch(self, batch: bytes) -> FakeNeed | None:
+    def apply_batch(self, batch: bytes) -> Need | None:
         try:
             envelope = msgspec.msgpack.decode(batch, type=Envelope)
         except msgspec.MsgspecError as error:
@@ -207,7 +201,7 @@ class FakeStore:
             if supplied is None and change.builds_on is not None:
                 origin, timestamp = change.builds_on
                 if self.entries.get(change.key, Entry()).context.get(origin, 0) < timestamp:
-                    return FakeNeed(change.key, change.origin, change.timestamp)
+                    return Need(change.key, change.origin, change.timestamp)
             self._merge(change, supplied)
         for key, (timestamp, origin, value, context) in envelope.entries.items():
             self._join(self.entries.setdefault(key, Entry()), timestamp, origin, value, context)
@@ -219,8 +213,7 @@ class FakeStore:
         entry = self.entries.get(key, Entry())
         return msgspec.msgpack.encode((entry.timestamp, entry.origin, entry.value, entry.context))
 
-    def supply_state(self, need: object, state: bytes) -> None:
-        assert isinstance(need, FakeNeed)
+    def supply_state(self, need: Need, state: bytes) -> None:
         whole = msgspec.msgpack.decode(state, type=tuple[int, int, bytes, dict[int, int]])
         self._supplied[need.origin, need.timestamp] = Entry(*whole)
 
