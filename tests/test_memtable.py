@@ -99,11 +99,11 @@ def test_limits_are_named_and_change_nothing() -> None:
     lsm = open_lsm()
     lsm[b"k"] = b"v"
     before = lsm.statistics()
-    for key, value in [(bytes(70_001), b"v"), (b"k", bytes((64 << 20) + (64 << 10) + 1))]:
+    for key, value in [(bytes(132_001), b"v"), (b"k", bytes((64 << 20) + (64 << 10) + 1))]:
         with pytest.raises(errors.TooLargeError):
             lsm[key] = value
     with pytest.raises(errors.TooLargeError):
-        del lsm[bytes(70_001)]
+        del lsm[bytes(132_001)]
     assert lsm.statistics() == before
-    lsm[bytes(70_000)] = b"longest"
-    assert list(lsm.items()) == [(bytes(70_000), b"longest"), (b"k", b"v")]
+    lsm[bytes(132_000)] = b"longest"
+    assert list(lsm.items()) == [(bytes(132_000), b"longest"), (b"k", b"v")]
