@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -121,7 +122,7 @@ def read_log(folder: Mapping[str, bytes], store_id: int, replay_from: int) -> Lo
     last = starts[-1]
     if replay_from < starts[0]:
         raise Damaged(segment_name(starts[0]), 0)
-    for start, following in zip(starts, starts[1:], strict=False):
+    for start, following in itertools.pairwise(starts):
         if start + len(segments[start]) != following:
             raise Damaged(segment_name(start), min(len(segments[start]), following - start))
     log = Log(file_end=last + len(segments[last]))
