@@ -314,7 +314,6 @@ def lab(ctx: click.Context, data: Path | None, nodes: int, base_port: int, wan: 
     from everwrite.server.lab_view import LiveView, PlainView
 
     view = LiveView() if sys.stdout.isatty() else PlainView()
-    view.event("starting us-east, eu-west and apac")
     try:
         ctx.exit(trio.run(Lab(LabOptions(_folder(data), plan), view).run))
     finally:

@@ -32,6 +32,7 @@ __all__ = ["Lab", "LabOptions", "View"]
 POLL_SECONDS = 0.5
 STARTING_POLL_SECONDS = 0.05
 STARTING_TELL_SECONDS = 5.0
+LINKS_SECONDS_MAX = 5.0
 READY_SECONDS_MAX = 120.0
 # Together they stay below the 10 s within which a lab ends.
 DRAIN_SECONDS = 8.0
@@ -163,6 +164,7 @@ class Lab:
 
     async def _serve(self, nursery: trio.Nursery) -> None:
         """Until cancelled. Nodes live in `nursery`, which outlives this."""
+        self._view.event(f"starting {', '.join(self._nodes)}")
         async with self._control(nursery):
             for node in self._nodes.values():
                 self._spawn(node, nursery)
@@ -170,6 +172,12 @@ class Lab:
                 starting.start_soon(self._tell_what_is_missing)
                 for node in self._nodes.values():
                     starting.start_soon(self._wait_ready, node)
+            # The nodes need a moment to find each other; a table of links that are all down would alarm.
+            deadline = trio.current_time() + LINKS_SECONDS_MAX
+            while trio.current_time() < deadline:
+                if all(link.connected for link in self._status().links):
+                    break
+                await trio.sleep(STARTING_POLL_SECONDS)
             self._view.ready(self._status())
             while True:
                 self._view.show(self._status())
