@@ -38,6 +38,14 @@ READY_SECONDS = 60.0
 DRAIN_SECONDS = 30.0
 
 
+def environment() -> dict[str, str]:
+    """This process's environment, for one that runs in another folder and prints to a file."""
+    changed = {"NO_COLOR": "1", "COLUMNS": "120"}
+    if paths := os.environ.get("PYTHONPATH"):
+        changed["PYTHONPATH"] = os.pathsep.join(str(Path(path).resolve()) for path in paths.split(os.pathsep))
+    return os.environ | changed
+
+
 def is_free(port: int) -> bool:
     """Whether nothing listens on the port."""
     with socket.socket() as probe:
@@ -74,7 +82,7 @@ def everwrite(*arguments: str, cwd: Path, check: bool = True) -> subprocess.Comp
     outcome = subprocess.run(
         [*EVERWRITE, *arguments],
         cwd=cwd,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "120"},
+        env=environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -113,7 +121,7 @@ class Background:
         self.process = subprocess.Popen(
             [*EVERWRITE, *arguments],
             cwd=folder,
-            env={**os.environ, "NO_COLOR": "1", "COLUMNS": "120"},
+            env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,

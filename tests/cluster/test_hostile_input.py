@@ -193,7 +193,7 @@ def plain_tls() -> ssl.SSLContext:
 
 def foreign_tls() -> ssl.SSLContext:
     context = plain_tls()
-    trustme.CA().issue_cert("everwrite://everwrite/guest/guest-0").configure_cert(context)
+    trustme.CA().issue_cert("guest-0").configure_cert(context)
     return context
 
 
