@@ -181,7 +181,7 @@ def measure_catch_up(lab: Lab, changes: int) -> dict[str, float]:
     lab.command("cut", source, target)
     lab.command("cut", other, target)
     command = [program("redis-benchmark"), "-h", HOST, "-p", str(lab.port(source)), "-P", "16", "-q"]
-    command += ["-n", str(changes), "-r", str(10**12), "SET", "catch-up:__rand_int__", VALUE.decode()]
+    command += ["-n", str(changes), "-r", str(2**31 - 1), "SET", "catch-up:__rand_int__", VALUE.decode()]
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     written = time.perf_counter() - began

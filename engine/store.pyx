@@ -523,6 +523,7 @@ cdef class Store(DurableKeyspace):
             "log_appended_bytes": self.wal.appended_bytes,
             "log_torn_bytes": self.torn_bytes,
             "syncs": self.wal.syncs,
+            "sync_nanoseconds": self.wal.sync_nanoseconds,
         }
         numbers.update(self.lsm.statistics())
         return numbers

@@ -30,7 +30,7 @@ from urllib.parse import unquote_to_bytes
 import h11
 import trio
 
-__all__ = ["ClientDisconnected", "HttpServer", "HttpStatistics", "Limits", "error_json", "serve"]
+__all__ = ["ClientDisconnected", "HttpServer", "HttpStatistics", "Limits", "error_json"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -177,17 +177,6 @@ class HttpServer:
             statistics.connections -= 1
             # A clean close of a TLS stream waits for the peer; this one must not.
             await trio.aclose_forcefully(stream)
-
-
-async def serve(
-    app: App,
-    listeners: Iterable[trio.abc.Listener[trio.abc.Stream]],
-    *,
-    limits: Limits | None = None,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve until cancelled. For draining or statistics make an `HttpServer`."""
-    await HttpServer(app, limits).serve(listeners, task_status=task_status)
 
 
 class _Connection:

@@ -19,6 +19,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from everwrite.server.http_adapter import HttpStatistics
+
 __all__ = ["CONTENT_TYPE", "FAMILIES", "Family", "MeasuredNode", "render"]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -38,6 +40,12 @@ class MeasuredFrontend(Protocol):
     def latency_sums(self) -> Mapping[str, float]: ...
 
 
+class MeasuredHttp(Protocol):
+    """The part of the HTTP server that is measured."""
+
+    def statistics(self) -> HttpStatistics: ...
+
+
 class MeasuredNode(Protocol):
     """The part of a node that is measured."""
 
@@ -45,6 +53,8 @@ class MeasuredNode(Protocol):
     def store(self) -> MeasuredStore: ...
     @property
     def frontend(self) -> MeasuredFrontend: ...
+    @property
+    def http(self) -> MeasuredHttp: ...
     def status(self) -> Mapping[str, Any]: ...
 
 
@@ -107,6 +117,12 @@ STORE: Final[Mapping[str, Family]] = {
     "syncs": _counter("wal_fsyncs", "Times that the write-ahead log was synced to the device."),
     "sync_nanoseconds": _counter("wal_fsync_seconds", "Time spent syncing the write-ahead log to the device."),
     "memtable_bytes": _gauge("memtable_bytes", "Memory that the tables in memory hold."),
+    "frozen_bytes": _gauge("memtable_frozen_bytes", "Memory of full tables that are being written to files."),
+    "flushes": _counter("memtable_flushes", "Tables in memory that were written to files."),
+    "compactions": _counter("compactions", "Merges of table files."),
+    "cache_bytes": _gauge("block_cache_bytes", "Memory that cached blocks of table files hold."),
+    "cache_hits": _counter("block_cache_hits", "Reads of blocks that were in the cache."),
+    "cache_misses": _counter("block_cache_misses", "Reads of blocks that had to be fetched from a table file."),
     "tables": _gauge("tables", "Sorted table files."),
     "table_bytes": _gauge("table_bytes", "Size of the sorted table files."),
     "local_changes": _counter("local_changes", "Changes that this node's clients made."),
@@ -133,6 +149,22 @@ FRONTEND: Final[Mapping[str, Family]] = {
     "keyspace_hits": _counter("keyspace_hits", "Reads by Redis clients that found their key."),
     "keyspace_misses": _counter("keyspace_misses", "Reads by Redis clients that found no key."),
     "commits": _counter("redis_commits", "Groups of writes of Redis clients that were committed together."),
+}
+
+# What the HTTP server's statistics call a figure.
+HTTP: Final[Mapping[str, Family]] = {
+    "connections": _gauge("http_connections", "HTTP connections open."),
+    "connections_refused": _counter("http_connections_refused", "HTTP connections over the limit."),
+    "application_errors": _counter("http_failures", "HTTP requests that failed by a defect."),
+}
+RESPONSES = _counter("http_responses", "HTTP responses sent, by status code.", "code")
+
+# What `Node.status()["replication"]` calls a figure.
+REPLICATION: Final[Mapping[str, Family]] = {
+    "tls_failures": _counter("replication_tls_failures", "Connections on the peer port without valid mutual TLS."),
+    "handshakes_refused": _counter("replication_handshakes_refused", "Connections on the peer port over its limit."),
+    "outbox_bytes": _gauge("replication_outbox_bytes", "Bytes that wait to be written to peers."),
+    "waits": _gauge("replication_waits", "Clients that wait for regions to acknowledge."),
 }
 
 # What a peer in `Node.status()` calls a figure.
@@ -175,8 +207,11 @@ FAMILIES: Final[tuple[Family, ...]] = (
     COMMANDS,
     LATENCY,
     *FRONTEND.values(),
+    *HTTP.values(),
+    RESPONSES,
     *STORE.values(),
     CONFLICTS,
+    *REPLICATION.values(),
     *PEER.values(),
     PEER_ERRORS,
 )
@@ -199,7 +234,9 @@ class _NodeCollector(Collector):
         status = self.node.status()
         yield from _node(status)
         yield from _frontend(self.node.frontend)
+        yield from _http(self.node.http.statistics())
         yield from _store(self.node.store.statistics())
+        yield from _plain(REPLICATION, status["replication"])
         yield from _peers(status["peers"])
 
 
@@ -233,6 +270,11 @@ def _frontend(frontend: MeasuredFrontend) -> Iterator[Metric]:
     yield histogram
 
 
+def _http(statistics: HttpStatistics) -> Iterator[Metric]:
+    yield from _plain(HTTP, {name: getattr(statistics, name) for name in HTTP})
+    yield from _labelled(RESPONSES, (((str(code),), count) for code, count in statistics.responses.items()))
+
+
 def _store(figures: Mapping[str, int]) -> Iterator[Metric]:
     yield from _plain(STORE, figures)
     conflicts = [(name, count) for name, count in figures.items() if name.startswith(_CONFLICT_PREFIX)]
@@ -242,7 +284,10 @@ def _store(figures: Mapping[str, int]) -> Iterator[Metric]:
 def _peers(peers: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
     named = [((peer["region"], peer["node"] or ""), peer) for peer in peers]
     for name, family in PEER.items():
-        samples = ((labels, peer[name]) for labels, peer in named if peer.get(name) is not None)
+        # What a peer has counted nothing of yet is 0; what can't be known is left out.
+        absent = 0 if family.kind == "counter" else None
+        figures = ((labels, peer.get(name, absent)) for labels, peer in named)
+        samples = ((labels, figure) for labels, figure in figures if figure is not None)
         if name == "acked":
             # A hybrid timestamp has its wall-clock milliseconds above 16 bits of counter.
             samples = ((labels, (timestamp >> 16) / 1000) for labels, timestamp in samples)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from everwrite.errors import StorageError, WrongTypeError
+from everwrite.server.http_adapter import HttpStatistics
 
 
 class FakeStore:
@@ -117,12 +118,20 @@ def fake_peer(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+class FakeHttp:
+    """Figures of an HTTP server."""
+
+    def statistics(self) -> HttpStatistics:
+        return HttpStatistics(connections=2, connections_refused=1, responses={200: 5, 404: 1})
+
+
 class FakeNode:
     """A node around the two; `written` counts what replication was told."""
 
     def __init__(self) -> None:
         self.store = FakeStore()
         self.frontend = FakeFrontend()
+        self.http = FakeHttp()
         self.reasons: list[str] = []
         self.peers = [fake_peer()]
         self.written = 0
@@ -137,7 +146,14 @@ class FakeNode:
         return {0xABCDEF0123450001: ("us-east", "us-east-0")}
 
     def status(self) -> dict[str, Any]:
-        return {"region": "us-east", "node": "us-east-0", "state": "ready", "uptime_seconds": 1.5, "peers": self.peers}
+        return {
+            "region": "us-east",
+            "node": "us-east-0",
+            "state": "ready",
+            "uptime_seconds": 1.5,
+            "peers": self.peers,
+            "replication": {"tls_failures": 6, "handshakes_refused": 0, "outbox_bytes": 10, "waits": 0},
+        }
 
 
 DISK_ERROR = StorageError("the disk said no")

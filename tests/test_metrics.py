@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import everwrite
+from everwrite.server import metrics
+from everwrite.server.frontend import Frontend
 from everwrite.server.metrics import FAMILIES, render
+from everwrite.server.peer import Peer
 from tests.fake_node import FakeNode, fake_peer
 from tests.support import ROOT
 
@@ -45,6 +50,9 @@ def scrape(node: FakeNode) -> dict[tuple[str, frozenset[tuple[str, str]]], float
         ("everwrite_command_duration_seconds_bucket", {"family": "write", "le": "0.001"}, 0),
         ("everwrite_command_duration_seconds_sum", {"family": "write"}, 0.25),
         ("everwrite_command_duration_seconds_count", {"family": "read"}, 8),
+        ("everwrite_http_connections", {}, 2),
+        ("everwrite_http_responses_total", {"code": "404"}, 1),
+        ("everwrite_replication_tls_failures_total", {}, 6),
         ("everwrite_replication_lag_seconds", PEER, 0.25),
         ("everwrite_replication_lag_changes", PEER, 12),
         ("everwrite_replication_sending", PEER, 1),
@@ -112,3 +120,17 @@ def test_the_page_lists_exactly_the_metrics() -> None:
         for family in FAMILIES
     }
     assert shown == expected
+
+
+def test_the_parts_of_a_node_give_every_figure_that_is_asked_of_them(tmp_path: Path) -> None:
+    with everwrite.open(tmp_path / "store", durability="os") as store:
+        assert metrics.STORE.keys() <= store.statistics().keys()
+        assert {f"conflicts_{kind}" for kind in ("lww", "type", "add_remove")} <= store.statistics().keys()
+        frontend = Frontend(store, lambda _client, _command: None)
+        assert metrics.FRONTEND.keys() | {"commands"} <= frontend.statistics().keys()
+        _, counts = frontend.latency()
+        assert counts.keys() == frontend.latency_sums().keys()
+        frontend.close_all()
+    peer = Peer("eu-west", "eu-west-0", None)
+    certain = {name for name, family in metrics.PEER.items() if family.kind == "gauge"}
+    assert certain | {"errors", "region", "node"} <= peer.status(0.0, 1, 0).keys()
