@@ -33,7 +33,7 @@ cdef enum Tuning:
     CLOCK_AHEAD_MS = 20000       # how far ahead the clock's bound is persisted
     SYNC_INTERVAL_MS = 1000      # durability `interval`
     INDEX_EVERY = 1 << 20        # bytes of log between two entries of the position index
-    FROZEN_MAX = 4               # frozen memory tables before writers wait for the flush
+    FROZEN_MAX = 2               # frozen memory tables before writers wait for the flush
 
 
 cdef class DurableKeyspace(ScannedKeyspace):
@@ -430,7 +430,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self._check(status)
             self.durable_vector = held
         self._note_position()
-        if self.wal.end - self.frozen_at > 2 * self.memtable_bytes:
+        if self.wal.end - self.frozen_at > 4 * self.memtable_bytes:
             # Overwrites don't grow the memory table, but the log that a restart would have to replay.
             self._freeze()
         self._flush_frozen()

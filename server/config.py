@@ -184,10 +184,10 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = 500
     memtable_bytes: Annotated[
         int, msgspec.Meta(ge=1 << 16, le=1 << 34, description="Size at which the memory table goes to a file.")
-    ] = 64 << 20
+    ] = 256 << 20
     log_keep_bytes: Annotated[
         int, msgspec.Meta(ge=1 << 20, le=1 << 50, description="How much log is kept for peers that are behind.")
-    ] = 256 << 20
+    ] = 1 << 30
 
     def __post_init__(self) -> None:
         if not self.node:
