@@ -47,28 +47,27 @@ cdef extern from *:
         return ~crc;
     }
 
+    /* Inline assembly: compilers disagree on the target attribute and the intrinsics that would do the same. */
     #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
       #define EW_CRC_NATIVE_NAME "sse4.2"
-      __attribute__((target("sse4.2")))
       static uint32_t ew_crc_native(uint32_t crc, const uint8_t* at, size_t size) {
           uint64_t wide = (uint32_t)~crc;
           while (size >= 8) {
               uint64_t word;
               memcpy(&word, at, 8);
-              wide = __builtin_ia32_crc32di(wide, word);
+              __asm__("crc32q %1, %0" : "+r"(wide) : "rm"(word));
               at += 8;
               size -= 8;
           }
           crc = (uint32_t)wide;
           while (size--)
-              crc = __builtin_ia32_crc32qi(crc, *at++);
+              __asm__("crc32b %1, %0" : "+r"(crc) : "rm"(*at++));
           return ~crc;
       }
       static int ew_crc_have_native(void) { return __builtin_cpu_supports("sse4.2") != 0; }
     #elif defined(__AARCH64EL__) && defined(__linux__) && (defined(__GNUC__) || defined(__clang__))
       #include <sys/auxv.h>
       #define EW_CRC_NATIVE_NAME "armv8"
-      /* Inline assembly: the compilers disagree on the spelling of the target attribute and of the intrinsics. */
       static uint32_t ew_crc_native(uint32_t crc, const uint8_t* at, size_t size) {
           crc = ~crc;
           while (size >= 8) {
