@@ -88,6 +88,8 @@ class Load:
                         self.unknown_by_region[region] += 1
                         if reply.startswith(b"-"):
                             self.errors.append(f"{region}: {reply!r}")
+                    # A process that is being killed may accept one more connection before it closes its sockets.
+                    self.stopping.wait(POLL_SECONDS)
                     break
 
 
@@ -138,7 +140,7 @@ def test_increments_survive_cuts_and_crashes(tmp_path: Path, wan: bool) -> None:
         assert load.acknowledged.total() == total
         # Only who was connected to a node when it crashed can be in doubt.
         assert load.unknown_by_region.keys() <= {CRASHED}
-        assert load.unknown.total() <= CRASHES * CONNECTIONS_PER_REGION
+        assert load.unknown.total() <= 2 * CRASHES * CONNECTIONS_PER_REGION
 
         def converged() -> bool:
             first, *others = values(lab)
