@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from everwrite.errors import ClockDriftError, GapError, ProtocolError
 from tests.reference.history import History
 from tests.reference.model import KeyState, join, normal
-from tests.reference.model_store import ModelStore
+from tests.reference.model_store import USER, ModelStore
 from tests.reference.oracle import view
 from tests.reference.replica import Replica
 from tests.reference.vocabulary import LOGICAL_BITS
-from tests.reference.workload import make_request
 
 START_MS = 1_700_000_000_000
 KEYS = (b"k", b"q")
@@ -26,14 +25,16 @@ REPLICAS = 3
 
 def make_replicas() -> list[Replica]:
     history = History()
-    return [Replica(ModelStore(store_id, now_ms=START_MS), history) for store_id in range(1, REPLICAS + 1)]
+    return [
+        Replica(ModelStore(store_id, wall_ms=START_MS, durability="os"), history) for store_id in range(1, REPLICAS + 1)
+    ]
 
 
 # Who acts, what it does, and a seed for the details.
 STEPS = st.lists(
     st.tuples(
         st.integers(0, REPLICAS - 1),
-        st.sampled_from(["write", "write", "write", "send", "send", "send again", "wait", "restart"]),
+        st.sampled_from(["write", "write", "write", "write", "send", "send", "send again", "wait", "reap", "restart"]),
         st.integers(0, 2**16),
     ),
     max_size=40,
@@ -62,7 +63,7 @@ def take_step(replicas: list[Replica], step: tuple[int, str, int], old: list[tup
     replica = replicas[index]
     match what:
         case "write":
-            replica.execute(make_request(random, random.choice(KEYS), replica.store.now_ms))
+            replica.execute(replica.make_request(random, random.choice(KEYS)))
         case "send":
             receiver = random.choice([other for other in replicas if other is not replica])
             old += [(batch, index) for batch in sync(replica, receiver, random.choice((1, 4, 100)))]
@@ -73,17 +74,21 @@ def take_step(replicas: list[Replica], step: tuple[int, str, int], old: list[tup
                 receiver.receive(batch, replicas[sender])
         case "wait":
             for other in replicas:
-                other.store.now_ms += random.choice((0, 1, 30, 300))
+                other.store.set_time(other.store.now_ms() + random.choice((0, 1, 30, 300)))
+        case "reap":
+            for key in KEYS:
+                replica.reap(key)
         case "restart":
             store = replica.store
             lost = random.choice((None, 0, 1, 3))
             store.restart(keep=None if lost is None else max(store.synced, len(store.log) - lost))
+            replica.restarted()
 
 
 def settle(replicas: list[Replica]) -> None:
     """Set the clocks alike and exchange until nobody lacks anything."""
     for replica in replicas:
-        replica.store.now_ms = max(other.store.now_ms for other in replicas)
+        replica.store.set_time(max(other.store.now_ms() for other in replicas))
     for _ in range(3):
         for sender, receiver in permutations(replicas, 2):
             sync(sender, receiver)
@@ -102,11 +107,11 @@ def test_every_delivery_order_ends_in_what_the_history_says(steps: list[tuple[in
     settle(replicas)
     first = replicas[0].store
     for key in KEYS:
-        wanted = replicas[0].history.final(key, first.applied).reading(first.now_ms)
+        wanted = replicas[0].history.final(key, first.applied).reading(first.now_ms())
         for replica in replicas:
             assert replica.store.applied == first.applied
             assert replica.store.reading(key) == wanted
-            assert normal(replica.store.state(key)) == normal(first.state(key))
+            assert normal(replica.store.state(USER + key)) == normal(first.state(USER + key))
 
 
 @given(STEPS)
@@ -117,14 +122,14 @@ def test_joining_states_equals_the_union_of_what_was_seen(steps: list[tuple[int,
     for step in steps:
         take_step(replicas, step, old)
     for key in KEYS:
-        states = [replica.store.state(key) for replica in replicas]
+        states = [replica.store.state(USER + key) for replica in replicas]
         seen = [{effect.dot for effect in replica.seen(key)} for replica in replicas]
         known = replicas[0].history.of_key(key)
         for one, other in permutations(range(REPLICAS), 2):
-            joined = ModelStore(9, now_ms=replicas[0].store.now_ms)
-            joined.keys[key] = join(states[one], states[other])
+            joined = ModelStore(9, wall_ms=replicas[0].store.now_ms())
+            joined.keys[USER + key] = join(states[one], states[other])
             union = [known[dot] for dot in seen[one] | seen[other]]
-            assert joined.reading(key) == view(union, so_far=True).reading(joined.now_ms)
+            assert joined.reading(key) == view(union, so_far=True).reading(joined.now_ms())
 
 
 @given(STEPS)
@@ -135,7 +140,7 @@ def test_join_is_associative_commutative_and_idempotent(steps: list[tuple[int, s
     for step in steps:
         take_step(replicas, step, old)
     for key in KEYS:
-        one, two, three = (replica.store.state(key) for replica in replicas)
+        one, two, three = (replica.store.state(USER + key) for replica in replicas)
         before = [normal(copy.deepcopy(state)) for state in (one, two, three)]
         assert normal(join(one, two)) == normal(join(two, one))
         assert normal(join(join(one, two), three)) == normal(join(one, join(two, three)))

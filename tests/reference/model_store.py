@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from everwrite.errors import ClockDriftError, GapError, ProtocolError
@@ -49,11 +49,14 @@ KIND_OF = {
 }
 
 
+SYSTEM, USER = b"\x01", b"\x02"
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """A key whose whole state the receiver must fetch before it can apply the change with this dot."""
 
-    key: bytes
+    namespace_key: bytes
     origin: int
     timestamp: int
 
@@ -68,18 +71,26 @@ class Record:
 
 @dataclass(slots=True)
 class ModelStore:
-    """One replica. `now_ms` is its wall clock; `synced` is how many log records a crash can't take."""
+    """One replica, with the interface that replication needs of a store.
+
+    Keys carry their namespace as the first byte. `synced` is how many log records a crash can't
+    take; with durability "always" nothing else leaves the store.
+    """
 
     store_id: int
     incarnation: int = 1
-    now_ms: int = 0
+    wall_ms: int = 0
+    durability: str = "always"
     max_clock_drift_ms: int = 500
     keys: dict[bytes, KeyState] = field(default_factory=dict)
     applied: Vector = field(default_factory=dict)
+    durable_applied: Vector = field(default_factory=dict)
     log: list[Record] = field(default_factory=list)
     synced: int = 0
     clock: int = 0  # the newest timestamp issued or seen
     supplied: dict[tuple[bytes, Dot], KeyState] = field(default_factory=dict)
+    user_changes: int = 0
+    local_changes: int = 0
 
     @property
     def origin(self) -> int:
@@ -88,6 +99,15 @@ class ModelStore:
     @property
     def last_timestamp(self) -> int:
         return self.applied.get(self.origin, 0)
+
+    def now_ms(self) -> int:
+        return self.wall_ms
+
+    def set_time(self, wall_ms: int) -> None:
+        self.wall_ms = wall_ms
+
+    def statistics(self) -> dict[str, int]:
+        return {"local_changes": self.local_changes}
 
     # Reading.
 
@@ -112,12 +132,12 @@ class ModelStore:
 
     def visible(self, state: KeyState) -> Kind | None:
         alive = self.alive(state)
-        if not alive or 0 < self.deadline_of(state) <= self.now_ms:
+        if not alive or 0 < self.deadline_of(state) <= self.wall_ms:
             return None
         return max(alive, key=lambda kind: alive[kind])
 
     def reading(self, key: bytes) -> Reading:
-        state = self.keys.get(key, KeyState())
+        state = self.keys.get(USER + key, KeyState())
         match self.visible(state):
             case None:
                 return None
@@ -129,10 +149,14 @@ class ModelStore:
                 shown = [(name, number_shown(*winner(e), e.counter)) for name, e in state.of_kind(Kind.MAP)]
                 return Kind.MAP, tuple(sorted(shown))
 
+    def context(self, key: bytes) -> Vector:
+        """The updates of the key that its state includes."""
+        return dict(self.keys.get(USER + key, KeyState()).context)
+
     # Writing.
 
     def tick(self) -> Dot:
-        self.clock = max(self.clock + 1, self.now_ms << LOGICAL_BITS)
+        self.clock = max(self.clock + 1, self.wall_ms << LOGICAL_BITS)
         return Dot(self.clock, self.origin)
 
     def emit(self, key: bytes, **change: Any) -> None:
@@ -140,8 +164,15 @@ class ModelStore:
         state = self.state(key)
         delta = Delta(key, self.tick(), state.context.get(self.origin, 0), **change)
         assert apply_delta(state, delta)
-        self.log.append(Record(delta))
-        self.applied[self.origin] = delta.dot.timestamp
+        self.append(Record(delta))
+        self.local_changes += 1
+
+    def append(self, record: Record) -> None:
+        """Log what was applied."""
+        self.log.append(record)
+        dot = record.delta.dot
+        self.applied[dot.origin] = dot.timestamp
+        self.user_changes += record.delta.key.startswith(USER)
 
     def removals(self, state: KeyState, kinds: frozenset[Kind]) -> dict[str, Any]:
         """What a change carries that removes everything it sees of the kinds."""
@@ -180,18 +211,22 @@ class ModelStore:
 
     def reap(self, key: bytes) -> bool:
         """Remove what is left of a key that is past its deadline; whether there was anything."""
-        state = self.state(key)
+        state = self.state(USER + key)
         if not self.alive(state) or self.visible(state) is not None:
             return False
-        self.emit(key, deadline_ms=0, **self.removals(state, ALL_KINDS))
+        self.emit(USER + key, deadline_ms=0, **self.removals(state, ALL_KINDS))
+        self.commit()
         return True
 
     def execute(self, request: Request) -> Reply:
-        """Run one operation: its answer, or why it is refused."""
+        """Run one operation on a user's key: its answer, or why it is refused."""
+        request = replace(request, key=USER + request.key)
         visible = self.visible(self.state(request.key))
-        if visible is not None and KIND_OF.get(request.verb, visible) is not visible:
+        if visible is not None and request.verb is not Verb.SET and KIND_OF.get(request.verb, visible) is not visible:
             return Refusal.WRONG_TYPE
-        return getattr(self, f"do_{request.verb.value}")(request, visible is not None)
+        reply: Reply = getattr(self, f"do_{request.verb.value}")(request, visible is not None)
+        self.commit()
+        return reply
 
     def do_get(self, request: Request, exists: bool) -> Reply:
         state = self.state(request.key)
@@ -230,7 +265,7 @@ class ModelStore:
         return outcome[0]
 
     def do_expire(self, request: Request, exists: bool) -> Reply:
-        if exists and request.deadline_ms <= self.now_ms:
+        if exists and request.deadline_ms <= self.wall_ms:
             self.write_register(request.key, None)
         elif exists:
             self.emit(request.key, deadline_ms=request.deadline_ms)
@@ -295,7 +330,7 @@ class ModelStore:
             yield batch
 
     def check_drift(self, vector: Vector) -> None:
-        limit = (self.now_ms + self.max_clock_drift_ms + 1) << LOGICAL_BITS
+        limit = (self.wall_ms + self.max_clock_drift_ms + 1) << LOGICAL_BITS
         for origin, timestamp in vector.items():
             if timestamp >= limit:
                 raise ClockDriftError(f"{timestamp} of origin {origin:#x} is beyond {limit}")
@@ -326,15 +361,14 @@ class ModelStore:
         elif not apply_delta(state, delta):
             return Need(delta.key, *reversed(delta.dot))
         # Logged whole even when the key had it already: this log may give it back to an origin that lost it.
-        self.log.append(Record(delta, copy.deepcopy(pulled)))
-        self.applied[delta.dot.origin] = delta.dot.timestamp
+        self.append(Record(delta, copy.deepcopy(pulled)))
         seen = [delta.dot.timestamp, *(self.keys[delta.key].context.values() if pulled else ())]
         self.clock = max(self.clock, *seen)
         return None
 
     def key_state(self, key: bytes) -> bytes:
         """The whole state of a key. What it shows must survive here, so the log is synced first."""
-        self.commit()
+        self.sync()
         return pickle.dumps(self.keys.get(key, KeyState()))
 
     def supply_state(self, need: Need, state: bytes) -> None:
@@ -342,14 +376,41 @@ class ModelStore:
         pulled = pickle.loads(state)
         if pulled.context.get(need.origin, 0) < need.timestamp:
             # The sender lost the change in a crash: to log this state under it would claim what nobody gave.
-            raise ProtocolError(f"the state of {need.key!r} doesn't include the change that it is to stand for")
+            raise ProtocolError(
+                f"the state of {need.namespace_key!r} doesn't include the change that it is to stand for"
+            )
         self.check_drift(pulled.context)
-        self.supplied[need.key, Dot(need.timestamp, need.origin)] = pulled
+        self.supplied[need.namespace_key, Dot(need.timestamp, need.origin)] = pulled
+
+    def resync_batches(self, since: Mapping[int, int], store_ids: Collection[int] | None = None) -> Iterator[bytes]:
+        """The model never cuts its log."""
+        raise NotImplementedError
+
+    # The system namespace: last-writer-wins registers.
+
+    def system_get(self, name: bytes) -> bytes | None:
+        return self.keys.get(SYSTEM + name, KeyState()).register[1]
+
+    def system_set(self, name: bytes, value: bytes) -> None:
+        self.emit(SYSTEM + name, writes_register=True, register=value)
+        self.commit()
+
+    def system_items(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for key in sorted(self.keys):
+            value = self.keys[key].register[1]
+            if key.startswith(SYSTEM + prefix) and value is not None:
+                yield key[1:], value
 
     # Durability.
 
     def commit(self) -> None:
+        """Hand the log to the device, which keeps it for sure with durability "always" only."""
+        if self.durability == "always":
+            self.sync()
+
+    def sync(self) -> None:
         self.synced = len(self.log)
+        self.durable_applied = dict(self.applied)
 
     def restart(self, *, keep: int | None = None) -> None:
         """Start again with the first `keep` records of the log (None: all, a clean stop).
@@ -363,7 +424,7 @@ class ModelStore:
         self.keys, self.applied, self.log, self.supplied = {}, {}, [], {}
         for record in records:
             assert self.receive(record) is None
-        self.commit()
+        self.sync()
         self.clock = issued
 
 
@@ -375,23 +436,42 @@ class ModelStream:
     sent: Vector
     store_ids: Collection[int] | None = None
     position: int = 0
+    changes: int = 0
+    last_timestamp: int = 0
 
-    def next_batch(self, max_changes: int = 100) -> bytes | None:
+    def wanted(self, record: Record) -> bool:
+        dot = record.delta.dot
+        ours = self.store_ids is None or dot.origin >> LOGICAL_BITS in self.store_ids
+        return ours and not covers(self.sent, dot)
+
+    @property
+    def end(self) -> int:
+        return self.store.synced if self.store.durability == "always" else len(self.store.log)
+
+    def next_batch(self, max_changes: int = 100, max_bytes: int = 1 << 20) -> bytes | None:
         """The next batch, None when caught up."""
         base: Vector = {}
         records: list[Record] = []
-        while self.position < len(self.store.log) and len(records) < max_changes:
+        while self.position < self.end and len(records) < max_changes:
             record = self.store.log[self.position]
-            dot = record.delta.dot
             self.position += 1
-            if self.store_ids is not None and dot.origin >> LOGICAL_BITS not in self.store_ids:
-                continue
-            if covers(self.sent, dot):
-                continue
-            base.setdefault(dot.origin, self.sent.get(dot.origin, 0))
-            self.sent[dot.origin] = dot.timestamp
-            records.append(record)
+            if self.wanted(record):
+                dot = record.delta.dot
+                base.setdefault(dot.origin, self.sent.get(dot.origin, 0))
+                self.sent[dot.origin] = dot.timestamp
+                records.append(record)
+        self.changes = len(records)
+        self.last_timestamp = records[-1].delta.dot.timestamp if records else 0
         return pickle.dumps((base, records)) if records else None
+
+    def pending(self) -> int:
+        return sum(self.wanted(record) for record in self.store.log[self.position : self.end])
+
+    def caught_up(self) -> bool:
+        return self.pending() == 0
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def winner(element: Element) -> tuple[bytes | None, Dot]:

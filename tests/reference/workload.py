@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from random import Random
 
-from tests.reference.vocabulary import Request, Verb
+from tests.reference.vocabulary import Kind, Request, Verb
 
 NAMES = (b"a", b"b", b"c")
 TEXTS = (b"7", b"-3", b"x", b"007", b"")
 # Increments are frequent: they are what a lost or doubled update shows in at once.
-VERBS = (
-    (Verb.INCREMENT, 6),
-    (Verb.SET, 4),
-    (Verb.DELETE, 3),
-    (Verb.ADD, 5),
-    (Verb.REMOVE, 4),
-    (Verb.FIELD_SET, 4),
-    (Verb.FIELD_INCREMENT, 4),
-    (Verb.FIELD_REMOVE, 3),
-    (Verb.EXPIRE, 2),
-    (Verb.PERSIST, 1),
-    (Verb.GET, 1),
-)
-CHOICES = tuple(verb for verb, weight in VERBS for _ in range(weight))
+OF_KIND: dict[Kind, tuple[Verb, ...]] = {
+    Kind.STRING: (Verb.INCREMENT,) * 5 + (Verb.SET,) * 2 + (Verb.GET,),
+    Kind.SET: (Verb.ADD,) * 4 + (Verb.REMOVE,) * 3,
+    Kind.MAP: (Verb.FIELD_SET,) * 3 + (Verb.FIELD_INCREMENT,) * 4 + (Verb.FIELD_REMOVE,) * 2,
+}
+OF_ANY = (Verb.DELETE,) * 3 + (Verb.SET,) * 2 + (Verb.EXPIRE,) * 2 + (Verb.PERSIST,)
 
 
-def make_request(random: Random, key: bytes, now_ms: int, verb: Verb | None = None) -> Request:
+def choose_verb(random: Random, kind: Kind | None) -> Verb:
+    """Mostly one that fits what the key holds; `kind` None: it holds nothing."""
+    if random.random() < 0.25:
+        return random.choice(OF_ANY)
+    if kind is None or random.random() < 0.1:
+        kind = random.choice(list(Kind))
+    return random.choice(OF_KIND[kind])
+
+
+def make_request(random: Random, key: bytes, now_ms: int, kind: Kind | None) -> Request:
     """A request on the key. Deadlines are near enough to pass during a run."""
-    verb = verb or random.choice(CHOICES)
+    verb = choose_verb(random, kind)
     names: tuple[bytes, ...] = ()
     values: tuple[bytes, ...] = ()
     if verb in (Verb.ADD, Verb.REMOVE, Verb.FIELD_SET, Verb.FIELD_REMOVE):

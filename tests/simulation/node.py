@@ -1,0 +1,223 @@
+"""One node: a disk, a store on it while the process runs, the replication machine, and the oracle beside them."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from everwrite.server.effects import (
+    Close,
+    Dial,
+    Effect,
+    Fail,
+    Log,
+    Persist,
+    Resume,
+    SendFrame,
+    SetTimer,
+)
+from everwrite.server.peer import PeerAddress
+from everwrite.server.replication import Replicator
+from everwrite.server.session import Identity
+from everwrite.server.settings import ReplicationSettings
+from tests.reference.history import History
+from tests.reference.replica import Replica
+from tests.reference.vocabulary import Dot, Reply, Request
+from tests.simulation.watched_store import Shipments, WatchedStore
+from tests.simulation.world import START_MS, World
+
+if TYPE_CHECKING:
+    from tests.simulation.disks import Disk
+    from tests.simulation.network import Connection, End, Network
+
+CLUSTER = "simulation"
+# Slower than a server's, so that a run of some virtual seconds isn't mostly heartbeats.
+SETTINGS = ReplicationSettings(heartbeat_interval=2.0, dead_after=6.0, dial_timeout=2.0, backoff_max=1.0)
+
+
+class Node:
+    """`up` while a process runs; `life` counts the processes, so that what an earlier one planned is dropped."""
+
+    def __init__(self, world: World, network: Network, history: History, shipments: Shipments, disk: Disk) -> None:
+        self.world = world
+        self.network = network
+        self.history = history
+        self.disk = disk
+        self.name = f"region-{disk.number}"
+        self.peers: list[Node] = []
+        self.shipments = shipments
+        self.skew_ms = 0
+        self.up = False
+        self.life = 0
+        self.errors: set[str] = set()
+        self.store: Any = None
+        self.replica: Replica
+        self.replicator: Replicator
+        self.connections: dict[int, Connection] = {}
+        self.pulled: list[tuple[Dot, bytes, frozenset[Dot]]] = []
+        self.timer_at: float | None = None
+
+    def __repr__(self) -> str:
+        return self.name
+
+    # Life and death.
+
+    def start(self) -> None:
+        """Open the store on the disk and begin to replicate."""
+        assert not self.up
+        self.life += 1
+        self.up = True
+        self.store = self.disk.open(self.wall_ms)
+        self.replica = Replica(self.store, self.history, self.pulled)
+        self.replica.restarted()
+        self.connections = {}
+        self.timer_at = None
+        watched = WatchedStore(self.store, self.shipments, self.seen_dots, self.took)
+        self.world.tell(f"{self.name} starts as {self.store.origin:#x}, has applied {vector_text(self.store.applied)}")
+        self.replicator = Replicator(
+            watched,
+            Identity(CLUSTER, self.name, "0"),
+            [PeerAddress(peer.name, "0", peer.name) for peer in self.peers],
+            rng=Random(self.world.random.randrange(2**32)),
+            settings=SETTINGS,
+        )
+        self.perform(self.replicator.start(self.world.now))
+
+    def crash(self) -> None:
+        """The process and the machine's memory are gone; what wasn't synced may be lost."""
+        self.world.tell(f"{self.name} crashes")
+        self._end()
+        self.disk.crash(self.store)
+        self.store = None
+
+    def stop(self) -> None:
+        """A clean stop."""
+        self.world.tell(f"{self.name} stops")
+        self.enter()
+        self.perform(self.replicator.stop(self.world.now))
+        self._end()
+        self.disk.close(self.store)
+        self.store = None
+
+    def _end(self) -> None:
+        self.up = False
+        self.network.ended(self)
+
+    # Time.
+
+    @property
+    def wall_ms(self) -> int:
+        return START_MS + int(self.world.now * 1000) + self.skew_ms
+
+    def enter(self) -> float:
+        """Set the store's clock before anything runs on this node; returns the steady time."""
+        self.store.set_time(self.wall_ms)
+        return self.world.now
+
+    # The oracle's view.
+
+    def seen_dots(self, namespace_key: bytes) -> frozenset[Dot]:
+        return frozenset(effect.dot for effect in self.replica.seen(namespace_key[1:]))
+
+    def took(self, under: Dot, namespace_key: bytes, brought: frozenset[Dot]) -> None:
+        self.world.count("pulls")
+        self.world.tell(f"{self.name} pulls {namespace_key!r} for {under}")
+        self.replica.pulled.append((under, namespace_key[1:], brought))
+
+    # What clients do.
+
+    def execute(self, request: Request) -> Reply:
+        """Run one operation and check the answer."""
+        now = self.enter()
+        reply = self.replica.execute(request)
+        self.world.tell(f"{self.name} {request} -> {reply!r} at {self.store.last_timestamp}")
+        self.world.count("operations")
+        self.perform(self.replicator.local_write(now))
+        return reply
+
+    def reap(self) -> None:
+        """Remove keys that are past their deadline; each is an update like any other."""
+        now = self.enter()
+        for key in self.history.effects:
+            if self.replica.reap(key):
+                self.world.count("reaped")
+        self.perform(self.replicator.local_write(now))
+
+    # The shell of the replication machine.
+
+    def perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._perform(effect)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case SendFrame(number, data):
+                if number in self.connections:
+                    self.connections[number].send(self, data)
+            case SetTimer(at):
+                self.timer_at = at
+                if at is not None:
+                    self.world.after(max(0.0, at - self.world.now), self._timer, self.life, at)
+            case Dial(number, address):
+                target = next(peer for peer in self.peers if peer.name == address)
+                self.network.dial(self, number, target)
+            case Close(number, reason):
+                connection = self.connections.pop(number, None)
+                if connection is not None:
+                    connection.close(self, reason)
+            case Persist():
+                # A sync takes its time, and a crash may come before its end.
+                self.world.after(self.world.random.choice((0.0, 0.002, 0.03)), self._persist, self.life)
+            case Resume(number):
+                self.world.after(0.0, self._resume, self.life, number)
+            case Log(level, event, message):
+                self.world.count(f"log {event}")
+                self.errors.add(event)
+                self.world.tell(f"{self.name} logs [{level}] {event}: {message}")
+            case Fail(error):
+                raise error
+
+    def _lives(self, life: int) -> bool:
+        return self.up and self.life == life
+
+    def _timer(self, life: int, at: float) -> None:
+        if self._lives(life) and self.timer_at == at:
+            self.timer_at = None
+            self.perform(self.replicator.timer(self.enter()))
+
+    def _persist(self, life: int) -> None:
+        if self._lives(life):
+            now = self.enter()
+            self.store.commit()
+            self.perform(self.replicator.persisted(now))
+
+    def _resume(self, life: int, number: int) -> None:
+        if self._lives(life) and number in self.connections:
+            self.perform(self.replicator.resume(self.enter(), number))
+
+    # What the network calls.
+
+    def accept(self, connection: Connection, end: End, dialler: Node) -> None:
+        now = self.enter()
+        end.number, effects = self.replicator.accepted(now, Identity(CLUSTER, dialler.name, "0"))
+        self.connections[end.number] = connection
+        self.perform(effects)
+
+    def dialled(self, connection: Connection, number: int, target: Node) -> None:
+        self.connections[number] = connection
+        self.perform(self.replicator.dialled(self.enter(), number, Identity(CLUSTER, target.name, "0")))
+
+    def dial_failed(self, number: int, reason: str) -> None:
+        self.perform(self.replicator.dial_failed(self.enter(), number, reason))
+
+    def receive(self, number: int, data: bytes) -> None:
+        if number in self.connections:
+            self.perform(self.replicator.received(self.enter(), number, data))
+
+    def lost(self, number: int, reason: str) -> None:
+        if self.connections.pop(number, None) is not None:
+            self.perform(self.replicator.disconnected(self.enter(), number, reason))
+
+
+def vector_text(vector: Any) -> str:
+    return "{" + ", ".join(f"{origin:#x}: {timestamp}" for origin, timestamp in sorted(vector.items())) + "}"

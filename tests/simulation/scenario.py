@@ -1,0 +1,229 @@
+"""One run: a cluster made from a seed, its workload and faults, and what must hold in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from tests.reference.history import History
+from tests.reference.vocabulary import Dot, Vector, covers
+from tests.simulation.disks import Disk
+from tests.simulation.network import Network
+from tests.simulation.node import Node
+from tests.simulation.watched_store import Shipments
+from tests.simulation.world import World
+
+KEYS = (b"k", b"q", b"z")
+SETTLE_SECONDS = 120
+SLICE_SECONDS = 0.25
+
+MakeDisk = Callable[[int, Random, str], Disk]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a seed decides before a run starts."""
+
+    regions: int
+    durability: tuple[str, ...]
+    seconds: float
+    operations: int
+    faults: int
+    skew_ms: tuple[int, ...]
+
+
+def make_plan(random: Random) -> Plan:
+    regions = random.choice((2, 3, 3, 3, 4))
+    everywhere = random.choice(("always", "always", "interval", "os", "mixed"))
+    durability = tuple(
+        random.choice(("always", "interval", "os")) if everywhere == "mixed" else everywhere for _ in range(regions)
+    )
+    skewed = random.random() < 0.5
+    return Plan(
+        regions,
+        durability,
+        seconds=random.choice((0.5, 2.0, 5.0)),
+        operations=random.randrange(10, 60),
+        faults=random.choice((0, 2, 5, 10)),
+        # Within the bound of 500 ms between any two.
+        skew_ms=tuple(random.randrange(-200, 200) if skewed else 0 for _ in range(regions)),
+    )
+
+
+class Scenario:
+    """Builds the cluster, runs it, checks it."""
+
+    def __init__(self, seed: int, make_disk: MakeDisk, tell: Callable[[str], None] | None = None) -> None:
+        self.world = World(seed, tell=tell)
+        self.random = self.world.random
+        self.plan = make_plan(self.random)
+        self.world.tell(str(self.plan))
+        self.network = Network(self.world)
+        self.history = History()
+        # Answered requests whose updates must survive: their node's durability is `always`.
+        self.promised: list[Dot] = []
+        shipments: Shipments = {}
+        self.nodes = [
+            Node(self.world, self.network, self.history, shipments, make_disk(number, self.random, durability))
+            for number, durability in enumerate(self.plan.durability, 1)
+        ]
+        for node, skew_ms in zip(self.nodes, self.plan.skew_ms, strict=True):
+            node.peers = [peer for peer in self.nodes if peer is not node]
+            node.skew_ms = skew_ms
+
+    def run(self) -> dict[str, int]:
+        """Run to the end. Returns counts of what happened; raises AssertionError when something is wrong."""
+        for node in self.nodes:
+            node.start()
+        for _ in range(self.plan.operations):
+            self.world.after(self.random.random() * self.plan.seconds, self.operate)
+        for _ in range(self.plan.faults):
+            self.world.after(self.random.random() * self.plan.seconds, self.random.choice(FAULTS), self)
+        self.world.run_until(self.plan.seconds)
+        self.settle()
+        self.check()
+        return self.world.counts
+
+    # Events.
+
+    def operate(self) -> None:
+        """A burst of requests of one client."""
+        node = self.random.choice(self.nodes)
+        if not node.up:
+            return
+        for _ in range(self.random.choice((1, 1, 1, 3))):
+            issued = node.store.last_timestamp
+            node.execute(node.replica.make_request(self.random, self.random.choice(KEYS)))
+            dot = Dot(node.store.last_timestamp, node.store.origin)
+            if node.store.durability == "always" and dot.timestamp > issued:
+                self.promised.append(dot)
+
+    def pair(self) -> list[Node]:
+        return self.random.sample(self.nodes, 2)
+
+    def cut(self) -> None:
+        one, other = self.pair()
+        self.world.tell(f"cut {one} {other}")
+        self.world.count("cuts")
+        self.network.cut(one, other)
+        self.world.after(self.random.choice((0.2, 1.0, 8.0)), self.network.heal, one, other)
+
+    def isolate(self) -> None:
+        node = self.random.choice(self.nodes)
+        self.world.tell(f"cut off {node}")
+        self.world.count("cuts", len(node.peers))
+        delay = self.random.choice((0.2, 1.0, 8.0))
+        for peer in node.peers:
+            self.network.cut(node, peer)
+            self.world.after(delay, self.network.heal, node, peer)
+
+    def break_connection(self) -> None:
+        for connection in self.network.between(*self.pair()):
+            self.world.tell("a connection breaks")
+            self.world.count("breaks")
+            connection.break_off()
+
+    def crash(self) -> None:
+        node = self.random.choice(self.nodes)
+        if node.up:
+            self.world.count("crashes")
+            node.crash()
+            self.world.after(self.random.choice((0.0, 0.1, 1.0)), self.start, node)
+
+    def stop(self) -> None:
+        node = self.random.choice(self.nodes)
+        if node.up:
+            self.world.count("stops")
+            node.stop()
+            self.world.after(self.random.choice((0.0, 0.1, 1.0)), self.start, node)
+
+    def start(self, node: Node) -> None:
+        if not node.up:
+            node.start()
+
+    def sync(self) -> None:
+        """What `interval` does now and then."""
+        node = self.random.choice(self.nodes)
+        if node.up:
+            node.disk.sync(node.store)
+
+    def jump_clock(self) -> None:
+        """A clock goes wrong, maybe far beyond the bound, until somebody sets it right."""
+        node = self.random.choice(self.nodes)
+        usual_ms = self.plan.skew_ms[self.nodes.index(node)]
+        node.skew_ms = usual_ms + self.random.choice((-3000, -100, 100, 900, 3000))
+        self.world.tell(f"the clock of {node} jumps to {node.skew_ms} ms")
+        self.world.count("clock jumps")
+        self.world.after(self.random.choice((0.5, 2.0)), setattr, node, "skew_ms", usual_ms)
+
+    def reap(self) -> None:
+        node = self.random.choice(self.nodes)
+        if node.up:
+            node.reap()
+
+    # The end.
+
+    def settle(self) -> None:
+        """Heal everything and wait until nobody lacks anything."""
+        for one, skew_ms in zip(self.nodes, self.plan.skew_ms, strict=True):
+            one.skew_ms = skew_ms
+            for other in one.peers:
+                self.network.heal(one, other)
+            self.start(one)
+        end = self.world.now + SETTLE_SECONDS
+        while self.world.now < end:
+            self.world.run_until(self.world.now + SLICE_SECONDS)
+            self.network.cuts.clear()
+            if all(node.up for node in self.nodes) and self.agree():
+                return
+        applied = "; ".join(f"{node}: {dict(node.store.applied)}" for node in self.nodes if node.up)
+        raise AssertionError(f"{SETTLE_SECONDS} s after the last fault the regions still differ: {applied}")
+
+    def agree(self) -> bool:
+        first = dict(self.nodes[0].store.applied)
+        return all(dict(node.store.applied) == first for node in self.nodes)
+
+    def check(self) -> None:
+        """Every region shows what the history says, and nothing that was promised is missing."""
+        applied: Vector = dict(self.nodes[0].store.applied)
+        lost = [dot for dot in self.promised if not covers(applied, dot)]
+        assert not lost, f"answered with durability always, and lost: {lost}"
+        now_ms = max(node.wall_ms for node in self.nodes)
+        for node in self.nodes:
+            node.store.set_time(now_ms)
+        for key in KEYS:
+            effects = self.history.covered(key, applied)
+            self.world.count("effects", len(effects))
+            self.world.count("lost effects", len(self.history.of_key(key)) - len(effects))
+            wanted = self.history.final(key, applied).reading(now_ms)
+            context = context_of(effects)
+            for node in self.nodes:
+                shown = node.store.reading(key)
+                assert shown == wanted, f"{node} shows {shown!r} for {key!r}, but must show {wanted!r}"
+                held = node.store.context(key)
+                assert held == context, f"{node} has the context {held} for {key!r}, but must have {context}"
+
+
+def context_of(effects: list[Any]) -> Vector:
+    """The newest timestamp of each origin."""
+    context: Vector = {}
+    for effect in effects:
+        context[effect.dot.origin] = max(context.get(effect.dot.origin, 0), effect.dot.timestamp)
+    return context
+
+
+FAULTS: tuple[Callable[[Scenario], None], ...] = (
+    Scenario.cut,
+    Scenario.cut,
+    Scenario.isolate,
+    Scenario.break_connection,
+    Scenario.break_connection,
+    Scenario.crash,
+    Scenario.crash,
+    Scenario.stop,
+    Scenario.sync,
+    Scenario.jump_clock,
+    Scenario.reap,
+)
