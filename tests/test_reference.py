@@ -76,8 +76,7 @@ def take_step(replicas: list[Replica], step: tuple[int, str, int], old: list[tup
             for other in replicas:
                 other.store.set_time(other.store.now_ms() + random.choice((0, 1, 30, 300)))
         case "reap":
-            for key in KEYS:
-                replica.reap(key)
+            replica.reap(KEYS)
         case "restart":
             store = replica.store
             lost = random.choice((None, 0, 1, 3))

@@ -10,9 +10,14 @@ from tests.reference.vocabulary import Dot, Vector, covers
 
 @dataclass(slots=True)
 class History:
-    """Every effect that was ever issued, by key and dot."""
+    """Every effect that was ever issued, by key and dot.
+
+    `shipments` says which effects a key's whole state carries, by the bytes in which it travels
+    through code under test.
+    """
 
     effects: dict[bytes, dict[Dot, Effect]] = field(default_factory=dict)
+    shipments: dict[bytes, dict[bytes, frozenset[Dot]]] = field(default_factory=dict)
 
     def of_key(self, key: bytes) -> dict[Dot, Effect]:
         return self.effects.setdefault(key, {})

@@ -91,6 +91,7 @@ class ModelStore:
     supplied: dict[tuple[bytes, Dot], KeyState] = field(default_factory=dict)
     user_changes: int = 0
     local_changes: int = 0
+    pulls: int = 0
 
     @property
     def origin(self) -> int:
@@ -107,7 +108,7 @@ class ModelStore:
         self.wall_ms = wall_ms
 
     def statistics(self) -> dict[str, int]:
-        return {"local_changes": self.local_changes}
+        return {"local_changes": self.local_changes, "pulls": self.pulls}
 
     # Reading.
 
@@ -209,14 +210,15 @@ class ModelStore:
         change.pop("ended", None)
         self.emit(key, writes_register=True, register=value, deadline_ms=deadline_ms, **change)
 
-    def reap(self, key: bytes) -> bool:
-        """Remove what is left of a key that is past its deadline; whether there was anything."""
-        state = self.state(USER + key)
-        if not self.alive(state) or self.visible(state) is not None:
-            return False
-        self.emit(USER + key, deadline_ms=0, **self.removals(state, ALL_KINDS))
-        self.commit()
-        return True
+    def reap_one(self, keys: tuple[bytes, ...]) -> bytes | None:
+        """Remove what is left of one key that is past its deadline; None when there is none."""
+        for key in keys:
+            state = self.state(USER + key)
+            if self.alive(state) and self.visible(state) is None:
+                self.emit(USER + key, deadline_ms=0, **self.removals(state, ALL_KINDS))
+                self.commit()
+                return key
+        return None
 
     def execute(self, request: Request) -> Reply:
         """Run one operation on a user's key: its answer, or why it is refused."""
@@ -359,6 +361,7 @@ class ModelStore:
             self.check_drift(pulled.context)
             self.keys[delta.key] = join(state, pulled)
         elif not apply_delta(state, delta):
+            self.pulls += 1
             return Need(delta.key, *reversed(delta.dot))
         # Logged whole even when the key had it already: this log may give it back to an origin that lost it.
         self.append(Record(delta, copy.deepcopy(pulled)))
@@ -436,7 +439,7 @@ class ModelStream:
     sent: Vector
     store_ids: Collection[int] | None = None
     position: int = 0
-    changes: int = 0
+    changes: int = 0  # handed out so far
     last_timestamp: int = 0
 
     def wanted(self, record: Record) -> bool:
@@ -460,7 +463,7 @@ class ModelStream:
                 base.setdefault(dot.origin, self.sent.get(dot.origin, 0))
                 self.sent[dot.origin] = dot.timestamp
                 records.append(record)
-        self.changes = len(records)
+        self.changes += len(records)
         self.last_timestamp = records[-1].delta.dot.timestamp if records else 0
         return pickle.dumps((base, records)) if records else None
 

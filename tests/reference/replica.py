@@ -1,41 +1,71 @@
-"""A replica beside the oracle: runs requests and deliveries, and checks every answer against the history."""
+"""A store seen through the oracle's eyes: every request and delivery goes through here and is checked."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any, NamedTuple
 
 from tests.reference.history import History
-from tests.reference.model_store import ModelStore, Need
 from tests.reference.oracle import Effect, plan, plan_reap, view
-from tests.reference.vocabulary import Dot, Reading, Reply, Request, Vector
+from tests.reference.vocabulary import Dot, Reply, Request, Vector, covers
 from tests.reference.workload import make_request
+
+
+class Pulled(NamedTuple):
+    """A key's state that came whole.
+
+    `under` is the dot under which it was joined, None for a state of a resync, which has none;
+    `brought` are the effects on the key that it carried.
+    """
+
+    under: Dot | None
+    key: bytes
+    brought: frozenset[Dot]
 
 
 @dataclass(slots=True)
 class Replica:
     """A store, and what of the history it must have seen.
 
-    `pulled` are the states that came whole: the dot under which each was joined, its key, and the
-    effects it brought. They count as seen as long as the store holds that dot.
+    For replication this is the store: whatever isn't defined here is the store's own.
     """
 
-    store: ModelStore
+    store: Any
     history: History
-    pulled: list[tuple[Dot, bytes, frozenset[Dot]]] = field(default_factory=list)
+    pulled: list[Pulled] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    # What it must hold.
 
     def restarted(self) -> None:
-        """Forget what the store has lost."""
+        """Forget what the store has lost. Whether a state of a resync was lost, its context tells."""
         applied = self.store.applied
-        self.pulled[:] = [pull for pull in self.pulled if applied.get(pull[0].origin, 0) >= pull[0].timestamp]
+        kept = []
+        for pull in self.pulled:
+            if pull.under is None:
+                context = self.store.context(pull.key)
+                survived = all(covers(context, dot) for dot in pull.brought)
+            else:
+                survived = covers(applied, pull.under)
+            if survived:
+                kept.append(pull)
+        self.pulled[:] = kept
 
     def seen(self, key: bytes) -> list[Effect]:
         """The effects on the key that this replica holds."""
+        applied = self.store.applied
         extra: frozenset[Dot] = frozenset()
-        for under, pulled_key, dots in self.pulled:
-            if pulled_key == key and self.store.applied.get(under.origin, 0) >= under.timestamp:
-                extra |= dots
-        return self.history.covered(key, self.store.applied, extra)
+        for under, pulled_key, brought in self.pulled:
+            if pulled_key == key and (under is None or covers(applied, under)):
+                extra |= brought
+        return self.history.covered(key, applied, extra)
+
+    def seen_dots(self, key: bytes) -> frozenset[Dot]:
+        return frozenset(effect.dot for effect in self.seen(key))
 
     def context(self, key: bytes) -> Vector:
         """The newest timestamp of each origin among the effects seen."""
@@ -44,9 +74,14 @@ class Replica:
             context[effect.dot.origin] = max(context.get(effect.dot.origin, 0), effect.dot.timestamp)
         return context
 
-    def expected(self, key: bytes) -> Reading:
-        """What a read must show here and now."""
-        return view(self.seen(key), so_far=True).reading(self.store.now_ms())
+    def check(self, key: bytes) -> None:
+        """The store shows what the history says, now, and knows what it knows."""
+        shown, expected = self.store.reading(key), view(self.seen(key), so_far=True).reading(self.store.now_ms())
+        assert shown == expected, f"{key!r} on {self.store.origin:#x} shows {shown!r}, but must show {expected!r}"
+        held, context = self.store.context(key), self.context(key)
+        assert held == context, f"{key!r} on {self.store.origin:#x} has the context {held}, but must have {context}"
+
+    # What clients do.
 
     def make_request(self, random: Random, key: bytes) -> Request:
         """A random request that mostly fits what the key holds here."""
@@ -66,29 +101,46 @@ class Replica:
             self.history.record(draft, seen, Dot(after, self.store.origin))
         return reply
 
-    def reap(self, key: bytes) -> bool:
-        """Remove what is left of an expired key; whether the history has something to remove."""
-        seen = self.seen(key)
-        draft = plan_reap(key, seen, self.store.now_ms())
-        reaped = self.store.reap(key)
-        assert reaped is (draft is not None), f"{key!r} was reaped, or wasn't, against the rules"
-        if draft is not None:
+    def reap(self, keys: tuple[bytes, ...]) -> int:
+        """Let the store remove keys that are past their deadline, each an update; how many it removed."""
+        count = 0
+        while (key := self.store.reap_one(keys)) is not None:
+            seen = self.seen(key)
+            draft = plan_reap(key, seen, self.store.now_ms())
+            assert draft is not None, f"{key!r} was removed, but there was nothing to remove"
             self.history.record(draft, seen, Dot(self.store.last_timestamp, self.store.origin))
-        return bool(reaped)
+            count += 1
+        return count
+
+    # What replication does.
+
+    def key_state(self, namespace_key: bytes) -> bytes:
+        state: bytes = self.store.key_state(namespace_key)
+        key = namespace_key[1:]
+        self.history.shipments[state] = {key: self.seen_dots(key)}
+        return state
+
+    def supply_state(self, need: Any, state: bytes) -> None:
+        self.store.supply_state(need, state)
+        for key, brought in self.history.shipments[state].items():
+            self.pulled.append(Pulled(Dot(need.timestamp, need.origin), key, brought))
+
+    def resync_batches(self, since: Mapping[int, int], store_ids: Collection[int] | None = None) -> Iterator[bytes]:
+        for batch in self.store.resync_batches(since, store_ids):
+            seen = {key: self.seen_dots(key) for key in self.history.effects}
+            lacking = {key: dots for key, dots in seen.items() if not all(covers(dict(since), dot) for dot in dots)}
+            if lacking:
+                self.history.shipments[batch] = lacking
+            yield batch
+
+    def apply_batch(self, batch: bytes) -> Any:
+        need = self.store.apply_batch(batch)
+        if need is None:
+            for key, brought in self.history.shipments.get(batch, {}).items():
+                self.pulled.append(Pulled(None, key, brought))
+        return need
 
     def receive(self, batch: bytes, sender: Replica) -> None:
         """Apply a batch, pulling what it needs from whoever sent it."""
-        while (need := self.store.apply_batch(batch)) is not None:
-            self.pull(need, sender)
-
-    def pull(self, need: Need, sender: Replica) -> None:
-        """Fetch one key's whole state."""
-        key = need.namespace_key[1:]
-        brought = frozenset(effect.dot for effect in sender.seen(key))
-        self.store.supply_state(need, sender.store.key_state(need.namespace_key))
-        self.pulled.append((Dot(need.timestamp, need.origin), key, brought))
-
-    def check(self, key: bytes) -> None:
-        """The store shows what the history says, now."""
-        shown, expected = self.store.reading(key), self.expected(key)
-        assert shown == expected, f"{key!r} on {self.store.origin:#x} shows {shown!r}, but must show {expected!r}"
+        while (need := self.apply_batch(batch)) is not None:
+            self.supply_state(need, sender.key_state(need.namespace_key))

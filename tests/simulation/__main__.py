@@ -7,10 +7,10 @@ import sys
 import traceback
 from collections import Counter
 
-from tests.simulation.disks import ModelDisk
+from tests.simulation.disks import EngineDisk, ModelDisk
 from tests.simulation.scenario import MakeDisk, Scenario
 
-STORES: dict[str, MakeDisk] = {"model": ModelDisk}
+STORES: dict[str, MakeDisk] = {"engine": EngineDisk, "model": ModelDisk}
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="replay this seed and print what happens")
     parser.add_argument("--start", type=int, default=0, help="first seed of a soak")
     parser.add_argument("--count", type=int, default=1000, help="number of seeds of a soak")
-    parser.add_argument("--store", choices=sorted(STORES), default="model", help="what the regions run on")
+    parser.add_argument("--store", choices=sorted(STORES), default="engine", help="what the regions run on")
     arguments = parser.parse_args()
     make_disk = STORES[arguments.store]
     if arguments.seed is not None:

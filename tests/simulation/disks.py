@@ -5,7 +5,10 @@ from __future__ import annotations
 from random import Random
 from typing import Any, Protocol
 
+import everwrite
+from everwrite.memory_files import MemoryFiles
 from tests.reference.model_store import ModelStore
+from tests.simulation.engine_store import EngineStore
 
 
 class Disk(Protocol):
@@ -39,3 +42,40 @@ class ModelDisk:
 
     def sync(self, store: ModelStore) -> None:
         store.sync()
+
+
+class EngineDisk:
+    """The engine on files in memory. Its limits are small, so that short runs fill tables and cut logs."""
+
+    def __init__(self, number: int, random: Random, durability: str) -> None:
+        self.number = number
+        self._random = random
+        self._durability = durability
+        self._files = MemoryFiles()
+        self._memtable_bytes = random.choice((2 << 10, 16 << 10, 1 << 20))
+        self._segment_bytes = random.choice((4 << 10, 16 << 10, 1 << 20))
+        self._log_keep_bytes = random.choice((512, 4 << 10, 1 << 20))
+
+    def open(self, now_ms: int) -> EngineStore:
+        return EngineStore(
+            everwrite.open(
+                "/data",
+                self._durability,
+                files=self._files,
+                background=False,
+                store_id=self.number,
+                now_ms=now_ms,
+                memtable_bytes=self._memtable_bytes,
+                segment_bytes=self._segment_bytes,
+                log_keep_bytes=self._log_keep_bytes,
+            )
+        )
+
+    def close(self, store: EngineStore) -> None:
+        store.close()
+
+    def crash(self, store: EngineStore) -> None:
+        self._files.crash(self._random)
+
+    def sync(self, store: EngineStore) -> None:
+        store.maintain()

@@ -21,9 +21,8 @@ from everwrite.server.replication import Replicator
 from everwrite.server.session import Identity
 from everwrite.server.settings import ReplicationSettings
 from tests.reference.history import History
-from tests.reference.replica import Replica
-from tests.reference.vocabulary import Dot, Reply, Request
-from tests.simulation.watched_store import Shipments, WatchedStore
+from tests.reference.replica import Pulled, Replica
+from tests.reference.vocabulary import Reply, Request
 from tests.simulation.world import START_MS, World
 
 if TYPE_CHECKING:
@@ -38,14 +37,13 @@ SETTINGS = ReplicationSettings(heartbeat_interval=2.0, dead_after=6.0, dial_time
 class Node:
     """`up` while a process runs; `life` counts the processes, so that what an earlier one planned is dropped."""
 
-    def __init__(self, world: World, network: Network, history: History, shipments: Shipments, disk: Disk) -> None:
+    def __init__(self, world: World, network: Network, history: History, disk: Disk) -> None:
         self.world = world
         self.network = network
         self.history = history
         self.disk = disk
         self.name = f"region-{disk.number}"
         self.peers: list[Node] = []
-        self.shipments = shipments
         self.skew_ms = 0
         self.up = False
         self.life = 0
@@ -54,7 +52,7 @@ class Node:
         self.replica: Replica
         self.replicator: Replicator
         self.connections: dict[int, Connection] = {}
-        self.pulled: list[tuple[Dot, bytes, frozenset[Dot]]] = []
+        self.pulled: list[Pulled] = []
         self.timer_at: float | None = None
 
     def __repr__(self) -> str:
@@ -72,10 +70,9 @@ class Node:
         self.replica.restarted()
         self.connections = {}
         self.timer_at = None
-        watched = WatchedStore(self.store, self.shipments, self.seen_dots, self.took)
         self.world.tell(f"{self.name} starts as {self.store.origin:#x}, has applied {vector_text(self.store.applied)}")
         self.replicator = Replicator(
-            watched,
+            self.replica,
             Identity(CLUSTER, self.name, "0"),
             [PeerAddress(peer.name, "0", peer.name) for peer in self.peers],
             rng=Random(self.world.random.randrange(2**32)),
@@ -114,16 +111,6 @@ class Node:
         self.store.set_time(self.wall_ms)
         return self.world.now
 
-    # The oracle's view.
-
-    def seen_dots(self, namespace_key: bytes) -> frozenset[Dot]:
-        return frozenset(effect.dot for effect in self.replica.seen(namespace_key[1:]))
-
-    def took(self, under: Dot, namespace_key: bytes, brought: frozenset[Dot]) -> None:
-        self.world.count("pulls")
-        self.world.tell(f"{self.name} pulls {namespace_key!r} for {under}")
-        self.replica.pulled.append((under, namespace_key[1:], brought))
-
     # What clients do.
 
     def execute(self, request: Request) -> Reply:
@@ -138,9 +125,7 @@ class Node:
     def reap(self) -> None:
         """Remove keys that are past their deadline; each is an update like any other."""
         now = self.enter()
-        for key in self.history.effects:
-            if self.replica.reap(key):
-                self.world.count("reaped")
+        self.world.count("reaped", self.replica.reap(tuple(self.history.effects)))
         self.perform(self.replicator.local_write(now))
 
     # The shell of the replication machine.

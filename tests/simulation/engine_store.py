@@ -1,0 +1,102 @@
+"""The engine's store with the interface of its slow twin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from everwrite import access
+from everwrite.database import Database
+from everwrite.errors import NotAnIntegerError, OverflowError, WrongTypeError
+from tests.reference.vocabulary import Kind, Reading, Refusal, Reply, Request, Vector, Verb
+
+REFUSALS = {
+    WrongTypeError: Refusal.WRONG_TYPE,
+    NotAnIntegerError: Refusal.NOT_AN_INTEGER,
+    OverflowError: Refusal.OVERFLOW,
+}
+
+
+class EngineStore:
+    """What replication uses is the database's own; requests and readings are in the reference's words."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        # Looked up often, by the oracle and by replication.
+        self.now_ms = database.now_ms
+        self.origin = database.origin
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.database, name)
+
+    @property
+    def applied(self) -> dict[int, int]:
+        return self.database.applied_dict()
+
+    def execute(self, request: Request) -> Reply:
+        """Run one operation: its answer, or why it is refused."""
+        try:
+            return self._execute(request)
+        except tuple(REFUSALS) as error:
+            return REFUSALS[type(error)]
+
+    def _execute(self, request: Request) -> Reply:
+        database, key = self.database, request.key
+        match request.verb:
+            case Verb.GET:
+                return access.get(database, key)
+            case Verb.SET:
+                value = request.values[0]
+                assert access.put(database, key, value, request.deadline_ms, keep_ttl=request.keep_deadline)
+                return None
+            case Verb.DELETE:
+                return int(access.delete(database, key))
+            case Verb.INCREMENT:
+                return access.increment(database, key, request.amount)
+            case Verb.EXPIRE:
+                return int(access.expire_at(database, key, request.deadline_ms))
+            case Verb.PERSIST:
+                return int(access.expire_at(database, key, 0))
+            case Verb.ADD:
+                return access.set_add(database, key, request.names)
+            case Verb.REMOVE:
+                return access.set_remove(database, key, request.names)
+            case Verb.FIELD_SET:
+                pairs = zip(request.names, request.values, strict=True)
+                return access.map_set(database, key, [part for pair in pairs for part in pair])
+            case Verb.FIELD_REMOVE:
+                return access.map_remove(database, key, request.names)
+            case Verb.FIELD_INCREMENT:
+                return access.map_increment(database, key, request.names[0], request.amount)
+
+    def reading(self, key: bytes) -> Reading:
+        """What the key shows."""
+        database = self.database
+        match access.kind(database, key):
+            case "string":
+                value = access.get(database, key)
+                assert value is not None
+                return Kind.STRING, value
+            case "set":
+                elements = list(database.set(key))
+                assert len(elements) == access.cardinality(database, key, "set")
+                return Kind.SET, frozenset(elements)
+            case "map":
+                fields = tuple(database.map(key).items())
+                assert len(fields) == access.cardinality(database, key, "map")
+                return Kind.MAP, fields
+            case _:
+                return None
+
+    def context(self, key: bytes) -> Vector:
+        """The updates of the key that its state includes."""
+        return {origin: timestamp for origin, timestamp in self.database.why(key)["context"].items() if timestamp}
+
+    def reap_one(self, keys: tuple[bytes, ...]) -> bytes | None:
+        """Remove one key that is past its deadline; which of `keys` it was."""
+        before = self.database.last_timestamp
+        while self.database.reap_expired(1) and self.database.last_timestamp == before:
+            pass  # it has only looked at one
+        after = self.database.last_timestamp
+        if after == before:
+            return None
+        return next(key for key in keys if self.context(key).get(self.origin) == after)
