@@ -210,15 +210,16 @@ class ModelStore:
         change.pop("ended", None)
         self.emit(key, writes_register=True, register=value, deadline_ms=deadline_ms, **change)
 
-    def reap_one(self, keys: tuple[bytes, ...]) -> bytes | None:
-        """Remove what is left of one key that is past its deadline; None when there is none."""
+    def reap(self, keys: tuple[bytes, ...]) -> list[tuple[bytes, int]]:
+        """Remove what is left of keys that are past their deadline: which, and the timestamps of these updates."""
+        reaped = []
         for key in keys:
             state = self.state(USER + key)
             if self.alive(state) and self.visible(state) is None:
                 self.emit(USER + key, deadline_ms=0, **self.removals(state, ALL_KINDS))
-                self.commit()
-                return key
-        return None
+                reaped.append((key, self.last_timestamp))
+        self.commit()
+        return reaped
 
     def execute(self, request: Request) -> Reply:
         """Run one operation on a user's key: its answer, or why it is refused."""

@@ -103,14 +103,13 @@ class Replica:
 
     def reap(self, keys: tuple[bytes, ...]) -> int:
         """Let the store remove keys that are past their deadline, each an update; how many it removed."""
-        count = 0
-        while (key := self.store.reap_one(keys)) is not None:
+        reaped = self.store.reap(keys)
+        for key, timestamp in reaped:
             seen = self.seen(key)
             draft = plan_reap(key, seen, self.store.now_ms())
             assert draft is not None, f"{key!r} was removed, but there was nothing to remove"
-            self.history.record(draft, seen, Dot(self.store.last_timestamp, self.store.origin))
-            count += 1
-        return count
+            self.history.record(draft, seen, Dot(timestamp, self.store.origin))
+        return len(reaped)
 
     # What replication does.
 

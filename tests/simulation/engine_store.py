@@ -91,12 +91,11 @@ class EngineStore:
         """The updates of the key that its state includes."""
         return {origin: timestamp for origin, timestamp in self.database.why(key)["context"].items() if timestamp}
 
-    def reap_one(self, keys: tuple[bytes, ...]) -> bytes | None:
-        """Remove one key that is past its deadline; which of `keys` it was."""
+    def reap(self, keys: tuple[bytes, ...]) -> list[tuple[bytes, int]]:
+        """Remove keys that are past their deadline: which of `keys`, and the timestamps of these updates."""
         before = self.database.last_timestamp
-        while self.database.reap_expired(1) and self.database.last_timestamp == before:
-            pass  # it has only looked at one
-        after = self.database.last_timestamp
-        if after == before:
-            return None
-        return next(key for key in keys if self.context(key).get(self.origin) == after)
+        self.database.reap_expired()
+        if self.database.last_timestamp == before:
+            return []
+        own = [(key, self.context(key).get(self.origin, 0)) for key in keys]
+        return [(key, timestamp) for key, timestamp in own if timestamp > before]

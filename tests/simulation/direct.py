@@ -1,0 +1,233 @@
+"""Stores that exchange batches with no sessions between them: late, twice, out of order, to the wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from everwrite.errors import ClockDriftError, GapError, LogCutError, ProtocolError
+from tests.reference.history import History
+from tests.reference.replica import Replica
+from tests.reference.vocabulary import Request, Verb
+from tests.simulation.disks import Disk
+from tests.simulation.scenario import HEAVY_BYTES, HEAVY_KEY, KEYS, MakeDisk
+from tests.simulation.world import START_MS, World
+
+ALL_KEYS = (*KEYS, HEAVY_KEY)
+
+
+@dataclass(slots=True)
+class Shipment:
+    """A batch somewhere on its way. `life` is the sender's when it was made: a pull asks that very process."""
+
+    data: bytes
+    sender: Region
+    life: int
+
+
+class Region:
+    """A disk and the store on it."""
+
+    def __init__(self, disk: Disk, history: History) -> None:
+        self.disk = disk
+        self.history = history
+        self.life = 0
+        self.replica: Replica
+        self.vectors: list[dict[int, int]] = [{}]  # some that its store once held
+
+    def open(self, now_ms: int) -> None:
+        pulled = self.replica.pulled if self.life else []
+        self.life += 1
+        self.replica = Replica(self.disk.open(now_ms), self.history, pulled)
+        self.replica.restarted()
+
+
+class DirectScenario:
+    """One run, made from a seed."""
+
+    def __init__(self, seed: int, make_disk: MakeDisk, tell: Callable[[str], None] | None = None) -> None:
+        self.world = World(seed, tell=tell)
+        self.random: Random = self.world.random
+        history = History()
+        durability = self.random.choice(("always", "interval", "os"))
+        self.heavy = self.random.choice((0.0, 0.3))
+        self.regions = [
+            Region(make_disk(number, self.random, durability), history)
+            for number in range(1, self.random.choice((3, 4, 4)))
+        ]
+        self.under_way: list[Shipment] = []
+
+    @property
+    def now_ms(self) -> int:
+        return START_MS + int(self.world.now * 1000)
+
+    def run(self) -> dict[str, int]:
+        """Run to the end. Returns counts of what happened; raises AssertionError when something is wrong."""
+        for region in self.regions:
+            region.open(self.now_ms)
+        for _ in range(self.random.randrange(20, 120)):
+            self.world.now += self.random.choice((0.0, 0.0, 0.0, 0.001, 0.05))
+            for region in self.regions:
+                region.replica.store.set_time(self.now_ms)
+            self.random.choice(STEPS)(self)
+        self.settle()
+        self.check()
+        return self.world.counts
+
+    def pair(self) -> list[Region]:
+        return self.random.sample(self.regions, 2)
+
+    # Steps.
+
+    def write(self) -> None:
+        region = self.random.choice(self.regions)
+        request = region.replica.make_request(self.random, self.random.choice(KEYS))
+        if self.random.random() < self.heavy:
+            request = Request(Verb.SET, HEAVY_KEY, values=(self.random.randbytes(HEAVY_BYTES),))
+        reply = region.replica.execute(request)
+        self.world.count("operations")
+        self.world.tell(f"{region.disk.number} {request} -> {reply!r}")
+
+    def send(self) -> None:
+        """Put batches on the way, for some vector that the receiver has or once had."""
+        sender, receiver = self.pair()
+        since = self.random.choice((receiver.replica.store.applied, self.random.choice(receiver.vectors)))
+        own = {region.replica.store.origin >> 16 for region in (sender, receiver)}
+        try:
+            stream = sender.replica.open_stream(since, self.random.choice((own, None)))
+            for _ in range(self.random.randrange(1, 5)):
+                batch = stream.next_batch(self.random.choice((1, 2, 100)))
+                if batch is None:
+                    break
+                self.under_way.append(Shipment(batch, sender, sender.life))
+            stream.close()
+        except LogCutError:
+            self.world.count("log cuts")
+            batches = list(sender.replica.resync_batches(since, self.random.choice((own, None))))
+            if self.random.random() < 0.3:
+                self.random.shuffle(batches)
+            self.under_way += [Shipment(batch, sender, sender.life) for batch in batches]
+
+    def deliver(self) -> None:
+        """One of the batches arrives, at anybody; it may arrive again."""
+        if not self.under_way:
+            return
+        index = self.random.choice((0, 0, self.random.randrange(len(self.under_way))))
+        shipment = self.under_way[index]
+        if self.random.random() < 0.7:
+            del self.under_way[index]
+        region = self.random.choice(self.regions)
+        before = self.picture(region)
+        refused: Exception | None = None
+        try:
+            region.replica.receive(shipment.data, LivingSender(shipment))
+            self.world.count("batches")
+        except (GapError, ProtocolError, ClockDriftError) as error:
+            refused = error
+        except SenderGone:
+            self.world.count("senders gone")
+        if refused is not None:
+            self.world.count(type(refused).__name__)
+            assert self.picture(region) == before, f"a refused batch changed something: {refused}"
+        if isinstance(refused, GapError):
+            held = region.replica.store.applied.get(refused.origin, 0)
+            assert held == refused.held < refused.required, f"the error names another gap than there is: {refused}"
+        if self.random.random() < 0.7:
+            region.replica.store.commit()
+        for key in ALL_KEYS:
+            region.replica.check(key)
+        region.vectors.append(dict(region.replica.store.applied))
+
+    def picture(self, region: Region) -> Any:
+        """All that a refused batch must leave as it is."""
+        store = region.replica.store
+        return dict(store.applied), [(store.reading(key), store.context(key)) for key in ALL_KEYS]
+
+    def restart(self) -> None:
+        region = self.random.choice(self.regions)
+        store = region.replica.store
+        if self.random.random() < 0.3:
+            region.disk.close(store)
+        else:
+            self.world.count("crashes")
+            region.disk.crash(store)
+        region.open(self.now_ms)
+        for key in ALL_KEYS:
+            region.replica.check(key)
+
+    def sync(self) -> None:
+        region = self.random.choice(self.regions)
+        region.disk.sync(region.replica.store)
+
+    def reap(self) -> None:
+        region = self.random.choice(self.regions)
+        self.world.count("reaped", region.replica.reap(ALL_KEYS))
+
+    def wait(self) -> None:
+        self.world.now += self.random.choice((0.03, 0.3, 3.0))
+
+    # The end.
+
+    def settle(self) -> None:
+        """Everybody gets from everybody what it lacks, in order."""
+        for region in self.regions:
+            region.replica.store.set_time(self.now_ms)
+            region.replica.store.commit()
+        for _ in range(3):
+            for receiver in self.regions:
+                for sender in self.regions:
+                    if sender is not receiver:
+                        self.catch_up(sender, receiver)
+
+    def catch_up(self, sender: Region, receiver: Region) -> None:
+        since = dict(receiver.replica.store.applied)
+        try:
+            stream = sender.replica.open_stream(since)
+            while (batch := stream.next_batch()) is not None:
+                receiver.replica.receive(batch, sender.replica)
+        except LogCutError:
+            for batch in sender.replica.resync_batches(since):
+                receiver.replica.receive(batch, sender.replica)
+        receiver.replica.store.commit()
+
+    def check(self) -> None:
+        """Every region shows what the history says."""
+        applied = dict(self.regions[0].replica.store.applied)
+        for region in self.regions:
+            assert dict(region.replica.store.applied) == applied
+        for key in ALL_KEYS:
+            wanted = self.regions[0].history.final(key, applied).reading(self.now_ms)
+            for region in self.regions:
+                region.replica.check(key)
+                shown = region.replica.store.reading(key)
+                assert shown == wanted, f"{region.disk.number} shows {shown!r} for {key!r}, but must show {wanted!r}"
+
+
+class SenderGone(Exception):
+    """Whoever made the batch has restarted since: there is nobody to pull from."""
+
+
+class LivingSender(Replica):
+    """The sender of a batch, as long as it is the process that made it."""
+
+    def __init__(self, shipment: Shipment) -> None:
+        super().__init__(shipment.sender.replica.store, shipment.sender.history, shipment.sender.replica.pulled)
+        self.shipment = shipment
+
+    def key_state(self, namespace_key: bytes) -> bytes:
+        if self.shipment.life != self.shipment.sender.life:
+            raise SenderGone
+        return super().key_state(namespace_key)
+
+
+STEPS: tuple[Callable[[DirectScenario], None], ...] = (
+    *(DirectScenario.write,) * 8,
+    *(DirectScenario.send,) * 4,
+    *(DirectScenario.deliver,) * 7,
+    DirectScenario.restart,
+    DirectScenario.sync,
+    DirectScenario.reap,
+    DirectScenario.wait,
+)

@@ -1,0 +1,91 @@
+"""The engine and the replication logic in a simulated cluster, seed by seed; and proof that the simulator notices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.reference.model import newer_register
+from tests.reference.model_store import ModelStore
+from tests.simulation.runner import SeedFailed, run_seed, run_seeds
+from tests.support import ROOT
+
+SEEDS = 1000
+DIRECT_SEEDS = 500
+SEEDS_A_TEST = 50
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_A_TEST))
+def test_regions_converge_to_what_the_history_says(first: int) -> None:
+    run_seeds("sessions", "engine", range(first, first + SEEDS_A_TEST))
+
+
+@pytest.mark.parametrize("first", range(0, DIRECT_SEEDS, SEEDS_A_TEST))
+def test_batches_late_twice_and_out_of_order_are_harmless_or_refused(first: int) -> None:
+    run_seeds("direct", "engine", range(first, first + SEEDS_A_TEST))
+
+
+def test_the_model_converges_too() -> None:
+    run_seeds("sessions", "model", range(50))
+    run_seeds("direct", "model", range(50))
+
+
+def test_runs_meet_what_they_are_for() -> None:
+    counts = run_seeds("sessions", "engine", range(60))
+    for what in ("breaks", "crashes", "cuts", "log clock_drift", "lost effects", "pulls", "resyncs", "stops", "tables"):
+        assert counts[what], f"no run had any {what}"
+    counts = run_seeds("direct", "engine", range(60))
+    for what in ("GapError", "crashes", "log cuts", "reaped"):
+        assert counts[what], f"no run had any {what}"
+
+
+def test_a_seed_is_one_run_in_any_process() -> None:
+    lines: list[str] = []
+    counts = run_seed("sessions", "engine", 7, lines.append)
+    command = [sys.executable, "-m", "tests.simulation", "--seed", "7"]
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    replay = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert replay.stdout.splitlines() == [*lines, str(dict(sorted(counts.items())))]
+
+
+def keep_mine(one: Any, other: Any) -> Any:
+    """A last-writer-wins tie that each side decides for itself."""
+    return one if one[0].timestamp >= other[0].timestamp else newer_register(one, other)
+
+
+def keep_all(one: Any, one_context: Any, other: Any, other_context: Any) -> Any:
+    """A join that doesn't know which dots were removed."""
+    return one.dots | other.dots
+
+
+def go_on_as_before(store: ModelStore, *, keep: int | None = None) -> None:
+    """A restart that doesn't begin a new incarnation after losing the end of the log."""
+    incarnation = store.incarnation
+    restart(store, keep=keep)
+    store.incarnation = incarnation
+
+
+restart = ModelStore.restart
+
+# Rules of the design, each broken on purpose.
+CANARIES: dict[str, tuple[str, Callable[..., Any]]] = {
+    "changes are applied without their guard": ("tests.reference.model.guard_holds", lambda state, delta: True),
+    "ties are decided by the receiver": ("tests.reference.model.newer_register", keep_mine),
+    "removed elements come back": ("tests.reference.model.surviving", keep_all),
+    "resets set no floor": ("tests.reference.model.Counter.floors", lambda counter: {}),
+    "pulled states aren't joined": ("tests.reference.model_store.join", lambda mine, theirs: theirs),
+    "a lost tail's timestamps are issued again": ("tests.reference.model_store.ModelStore.restart", go_on_as_before),
+    "what was answered isn't synced": ("tests.reference.model_store.ModelStore.sync", lambda store: None),
+}
+
+
+@pytest.mark.parametrize("broken", CANARIES)
+def test_canary(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*CANARIES[broken])
+    with pytest.raises(SeedFailed, match=r"replay: python -m tests\.simulation --mode sessions --store model --seed \d+"):
+        run_seeds("sessions", "model", range(300))
