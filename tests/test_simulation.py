@@ -87,5 +87,5 @@ CANARIES: dict[str, tuple[str, Callable[..., Any]]] = {
 @pytest.mark.parametrize("broken", CANARIES)
 def test_canary(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*CANARIES[broken])
-    with pytest.raises(SeedFailed, match=r"replay: python -m tests\.simulation --mode sessions --store model --seed \d+"):
+    with pytest.raises(SeedFailed, match=r"replay: python -m tests\.simulation --mode \w+ --store model --seed \d+"):
         run_seeds("sessions", "model", range(300))
