@@ -154,6 +154,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement, about")
     parser.add_argument("--preload", type=int, default=KEYS, help="SET requests before the first GET")
     parser.add_argument("--data", type=Path, default=None, help="folder for the servers' data (default: temporary)")
+    parser.add_argument("--everwrite-options", type=str.split, default=[], help="more options for everwrite serve")
     parser.add_argument("--output", choices=["table", "json"], default="table")
     return parser.parse_args()
 
@@ -171,7 +172,7 @@ def main() -> None:
                 servers = []
                 for name, start, options in [
                     ("redis", redis_server, redis_options),
-                    ("everwrite", everwrite, everwrite_options),
+                    ("everwrite", everwrite, everwrite_options + arguments.everwrite_options),
                 ]:
                     if name in arguments.servers:
                         data = Path(folder) / f"{name}-{durability}"

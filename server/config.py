@@ -185,6 +185,9 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     memtable_bytes: Annotated[
         int, msgspec.Meta(ge=1 << 16, le=1 << 34, description="Size at which the memory table goes to a file.")
     ] = 256 << 20
+    block_cache_bytes: Annotated[
+        int, msgspec.Meta(ge=1 << 20, le=1 << 40, description="Memory for blocks that were read from table files.")
+    ] = 256 << 20
     log_keep_bytes: Annotated[
         int, msgspec.Meta(ge=1 << 20, le=1 << 50, description="How much log is kept for peers that are behind.")
     ] = 1 << 30
