@@ -24,7 +24,7 @@ from typing import Any, Final
 import trio
 
 import everwrite
-from everwrite.errors import PortInUseError, StorageError
+from everwrite.errors import EverwriteError, PortInUseError, StorageError
 from everwrite.server import certs
 from everwrite.server.config import NodeConfig
 from everwrite.server.control import Control
@@ -289,9 +289,15 @@ async def run_node(config: NodeConfig, *, task_status: trio.TaskStatus[Node] = t
     store = await trio.to_thread.run_sync(lambda: _open(config))
     try:
         await Node(config, store).run(task_status=task_status)
-    finally:
+    except BaseException:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(store.close)
+            try:
+                await trio.to_thread.run_sync(store.close)
+            except EverwriteError as error:
+                logger.error("closing the store, too, has failed: %s [event=close_failed]", error)
+        raise
+    with trio.CancelScope(shield=True):
+        await trio.to_thread.run_sync(store.close)
 
 
 def _open(config: NodeConfig) -> everwrite.Database:

@@ -160,6 +160,7 @@ class Transport:
             "outbox_bytes": sum(connection.outbox_bytes for connection in self._connections.values()),
             "tls_failures": self._counters["tls_failures"],
             "handshakes_refused": self._counters["handshakes_refused"],
+            "internal_errors": self._counters["internal_errors"],
         }
 
     # -- effects ----------------------------------------------------------------------------------
@@ -319,9 +320,14 @@ class Transport:
         try:
             reasons.append(await part(connection))
         except StorageError:
-            raise
+            raise  # an OSError, but the store's: the node has to end
         except (*_CONNECTION_ERRORS, trio.TooSlowError) as error:
             reasons.append(_reason(error))
+        except Exception:
+            # A defect, reached by what a peer sent: it must not be a way to end the node.
+            self._counters["internal_errors"] += 1
+            logger.exception("internal: connection %d failed and was closed [event=internal]", connection.number)
+            reasons.append("an internal error of this node; its log says more")
         scope.cancel()
 
     async def _read(self, connection: _Connection) -> str:

@@ -304,3 +304,23 @@ def test_a_failed_commit_ends_the_node(authority: Path) -> None:
 
     with pytest.RaisesGroup(StorageError, allow_unwrapped=True, flatten_subgroups=True):
         run(main)
+
+
+def test_a_defect_met_on_a_connection_ends_only_that(authority: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        us, eu = pair(authority)
+        async with running(us, eu):
+            await connected(us, eu)
+            original = eu.store.apply_batch
+
+            def broken(batch: bytes) -> None:
+                raise AssertionError("a defect")
+
+            eu.store.apply_batch = broken  # type: ignore[method-assign,assignment]
+            us.set(b"key", b"value")
+            await eventually_async(lambda: eu.transport.statistics()["internal_errors"] >= 2)
+            eu.store.apply_batch = original  # type: ignore[method-assign]
+            await eventually_async(lambda: eu.store.get(b"key") == b"value")
+
+    run(main)
+    assert any("an internal error" in record.getMessage() or record.exc_info for record in caplog.records)
