@@ -256,7 +256,7 @@ cdef struct ScanRequest:
 cdef bint _parse_cursor(Slice text, uint64_t* cursor) noexcept nogil:
     cdef size_t i
     cdef uint64_t value = 0
-    if text.size == 0 or text.size > 20:
+    if text.size > 20:
         return False
     for i in range(text.size):
         if text.data[i] < c'0' or text.data[i] > c'9':
