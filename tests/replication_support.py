@@ -13,6 +13,7 @@ import msgspec
 
 from everwrite.errors import ClockDriftError, GapError, LogCutError, ProtocolError, StorageError
 from everwrite.need import Need
+from everwrite.server import codec
 from everwrite.server.effects import (
     Close,
     Dial,
@@ -25,6 +26,7 @@ from everwrite.server.effects import (
     SendFrame,
     SetTimer,
 )
+from everwrite.server.messages import Message
 from everwrite.server.peer import PeerAddress
 from everwrite.server.replication import Replicator
 from everwrite.server.session import Identity
@@ -526,3 +528,35 @@ def three_regions(**options: object) -> Network:
     for region in regions:
         network.add(region, [other for other in regions if other != region])
     return network
+
+
+def two_regions(**options: object) -> tuple[Network, Node, Node]:
+    """us and eu, 20 ms apart, connected both ways."""
+    network = Network(**options)  # type: ignore[arg-type]
+    us, eu = network.add("us", ["eu"]), network.add("eu", ["us"])
+    network.run_until(lambda: all(connected(node) for node in (us, eu)))
+    network.run(1.5)  # past the first reports
+    return network, us, eu
+
+
+def connected(node: Node) -> bool:
+    return all(status["connected"] for status in node.replicator.statuses(node.network.now))
+
+
+def converged(network: Network) -> bool:
+    states = [node.store.visible() for node in network.nodes.values()]
+    return all(state == states[0] for state in states)
+
+
+def errors(node: Node) -> dict[str, int]:
+    return {
+        name.removeprefix("errors_"): value
+        for name, value in node.replicator.statistics().items()
+        if name.startswith("errors_")
+    }
+
+
+def messages(node: Node, kind: type[Message]) -> list[tuple[float, Message]]:
+    """What the node has sent of one kind: (when, message)."""
+    sent = [(at, codec.decode(data[4:])) for at, _, data in node.sent]
+    return [(at, message) for at, message in sent if isinstance(message, kind)]
