@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove
 
 from everwrite.coding cimport Slice, slice_compare
+from everwrite.key_order cimport common_prefix, key_head
 from everwrite.memtable cimport FANOUT, Entry, Inner, Leaf, Memtable, MemtableCursor, entry_key
 from everwrite.pins cimport ew_load, ew_store
 from everwrite.status cimport Status
@@ -31,33 +32,6 @@ cdef struct Path:
     Step steps[HEIGHT_LIMIT]
     Leaf* leaf
     Entry* bound
-
-
-# ---- keys ----
-
-cdef inline uint64_t _head(Slice key, size_t skip) noexcept nogil:
-    """Eight bytes from `skip` on, big-endian, with zeros behind the end: ordered as the keys are, but for ties."""
-    cdef uint64_t head = 0
-    cdef size_t size
-    cdef size_t i
-    if key.size >= skip + 8:
-        for i in range(8):
-            head = (head << 8) | key.data[skip + i]
-        return head
-    size = key.size - skip if key.size > skip else 0
-    for i in range(size):
-        head |= <uint64_t>key.data[skip + i] << (56 - 8 * i)
-    return head
-
-
-cdef inline size_t _common(Slice a, Slice b, size_t limit) noexcept nogil:
-    cdef size_t size = a.size if a.size < b.size else b.size
-    cdef size_t i = 0
-    if size > limit:
-        size = limit
-    while i < size and a.data[i] == b.data[i]:
-        i += 1
-    return i
 
 
 # ---- sorting: multikey quicksort (Bentley and Sedgewick 1997) on eight bytes at a time ----
@@ -91,7 +65,7 @@ cdef void _insertion_sort(Sortable* items, size_t size) noexcept nogil:
 cdef void _set_heads(Sortable* items, size_t size, size_t skip) noexcept nogil:
     cdef size_t i
     for i in range(size):
-        items[i].head = _head(entry_key(items[i].entry), skip)
+        items[i].head = key_head(entry_key(items[i].entry), skip)
 
 
 cdef size_t _common_of_all(Sortable* items, size_t size, size_t known) noexcept nogil:
@@ -99,7 +73,7 @@ cdef size_t _common_of_all(Sortable* items, size_t size, size_t known) noexcept 
     cdef size_t common = first.size
     cdef size_t i
     for i in range(1, size):
-        common = _common(first, entry_key(items[i].entry), common)
+        common = common_prefix(first, entry_key(items[i].entry), common)
         if common <= known:
             return known
     return common
@@ -188,7 +162,7 @@ cdef uint32_t _rank(
         c = slice_compare(Slice(key.data, key.size if key.size < skip else skip), first)
         if c != 0:
             return 0 if c < 0 else count
-    head = _head(key, skip)
+    head = key_head(key, skip)
     while low < high:
         middle = (low + high) >> 1
         if heads[middle] < head:
@@ -210,7 +184,7 @@ cdef void _renew_heads(
     cdef uint32_t i
     skip[0] = common
     for i in range(count):
-        heads[i] = _head(entry_key(entries[i]), common)
+        heads[i] = key_head(entry_key(entries[i]), common)
 
 
 cdef void _tighten(uint32_t count, uint32_t* skip, uint64_t* heads, Entry** entries) noexcept nogil:
@@ -219,7 +193,7 @@ cdef void _tighten(uint32_t count, uint32_t* skip, uint64_t* heads, Entry** entr
     if count == 0:
         skip[0] = 0
         return
-    common = <uint32_t>_common(entry_key(entries[0]), entry_key(entries[count - 1]), <size_t>-1)
+    common = <uint32_t>common_prefix(entry_key(entries[0]), entry_key(entries[count - 1]), <size_t>-1)
     if common != skip[0]:
         _renew_heads(count, skip, heads, entries, common)
 
@@ -232,12 +206,12 @@ cdef void _insert_key(
     if count[0] == 0:
         skip[0] = <uint32_t>key.size
     else:
-        common = <uint32_t>_common(key, entry_key(entries[0]), skip[0])
+        common = <uint32_t>common_prefix(key, entry_key(entries[0]), skip[0])
         if common < skip[0]:
             _renew_heads(count[0], skip, heads, entries, common)
     memmove(&heads[position + 1], &heads[position], (count[0] - position) * sizeof(uint64_t))
     memmove(&entries[position + 1], &entries[position], (count[0] - position) * sizeof(void*))
-    heads[position] = _head(key, skip[0])
+    heads[position] = key_head(key, skip[0])
     entries[position] = entry
     count[0] += 1
 

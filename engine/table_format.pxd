@@ -20,7 +20,7 @@ cdef enum:
     BLOCK_STORED = 0                   # kinds: the body as it is,
     BLOCK_ZSTD = 1                     # or one zstd frame
     BLOCK_TARGET = 16 << 10            # a data block is closed when it reaches this
-    RESTART_INTERVAL = 16              # entries from one whole key to the next
+    RESTART_INTERVAL = 4               # entries from one whole key to the next
     DATA_BLOCK_LIMIT = BLOCK_TARGET + VALUE_SIZE_LIMIT + 2 * KEY_SIZE_LIMIT
     KEY_HASH_SEED = 0                  # of the filter's hashes
 

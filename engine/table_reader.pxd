@@ -29,6 +29,8 @@ cdef struct Table:
     uint64_t removed
     char* path
     Block* index
+    uint64_t* heads                    # of the index keys behind their first `index_skip` bytes, which all share;
+    size_t index_skip                  # the first index key is empty, and is left out of both
     Block* filter
     Block* properties
     Slice smallest                     # keys, in `properties`

@@ -1,7 +1,7 @@
 """Read side of table files: open, look a key up, walk in order."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, strdup
 
 from everwrite.block_cache cimport BlockCache, block_parse, block_read
@@ -24,6 +24,7 @@ from everwrite.coding cimport (
     slice_of,
 )
 from everwrite.files cimport Files, OpenMode
+from everwrite.key_order cimport common_prefix, key_head
 from everwrite.pins cimport counted_release
 from everwrite.status cimport Status, fault_corrupt
 from everwrite.table_format cimport (
@@ -91,6 +92,30 @@ cdef int _read_properties(Table* table) noexcept nogil:
     return Status.OK
 
 
+cdef int _prepare_index(Table* table) noexcept nogil:
+    """Check all index entries, and set apart what a search compares first."""
+    cdef size_t count = table.index.restarts
+    cdef BlockHandle handle
+    cdef Reader r
+    cdef TableEntry e
+    cdef Slice first
+    cdef size_t i
+    table.heads = <uint64_t*>malloc(count * sizeof(uint64_t))
+    if table.heads == NULL:
+        return Status.ERR_MEMORY
+    for i in range(count):
+        if not decode_restart(table.index, i, &r, &e) or not decode_handle(e.value, table.index.offset, &handle):
+            return _damaged(table, table.index)
+        if i == 1:
+            first = e.suffix
+    if count > 1:
+        table.index_skip = common_prefix(first, e.suffix, first.size)
+    for i in range(1, count):
+        decode_restart(table.index, i, &r, &e)
+        table.heads[i] = key_head(e.suffix, table.index_skip)
+    return Status.OK
+
+
 cdef int _read_ends(Files files, Table* table) noexcept nogil:
     """Read all that a table keeps in memory while it is open. These blocks are stored, so no decompressor is needed."""
     cdef BlockHandle handles[3]
@@ -112,9 +137,9 @@ cdef int _read_ends(Files files, Table* table) noexcept nogil:
     if table.filter.size == 0 or table.filter.size % BLOOM_LINE != 0:
         return fault_corrupt(table.path, table.filter.offset, "a filter of an impossible size")
     status = block_parse(table.index, table.path)
-    if status < 0:
-        return status
-    return _read_properties(table)
+    if status == Status.OK:
+        status = _read_properties(table)
+    return _prepare_index(table) if status == Status.OK else status
 
 
 cdef int table_open(Files files, const char* path, uint64_t number, uint64_t size, Table** out) noexcept nogil:
@@ -155,6 +180,7 @@ cdef void table_close(Files files, Table* table) noexcept nogil:
         counted_release(&table.filter.counted)
     if table.properties != NULL:
         counted_release(&table.properties.counted)
+    free(table.heads)
     free(table.path)
     free(table)
 
@@ -194,12 +220,42 @@ cdef int _index_handle(Table* table, size_t position, BlockHandle* handle) noexc
     return Status.OK
 
 
+cdef size_t _search_index(Table* table, Slice key) noexcept nogil:
+    """The last index entry whose key is <= `key`; the first one's always is."""
+    cdef size_t low = 1
+    cdef size_t high = table.index.restarts
+    cdef size_t middle
+    cdef uint64_t head
+    cdef Slice shared
+    cdef Reader r
+    cdef TableEntry e
+    cdef int c
+    if high > 1 and table.index_skip > 0:
+        decode_restart(table.index, 1, &r, &e)
+        shared = slice_of(e.suffix.data, table.index_skip)
+        c = slice_compare(slice_of(key.data, key.size if key.size < shared.size else shared.size), shared)
+        if c != 0:
+            return 0 if c < 0 else high - 1
+    head = key_head(key, table.index_skip)
+    while low < high:
+        middle = (low + high) >> 1
+        if table.heads[middle] == head:
+            decode_restart(table.index, middle, &r, &e)
+            c = slice_compare(e.suffix, key)
+        else:
+            c = -1 if table.heads[middle] < head else 1
+        if c <= 0:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
 cdef int _block_for(Table* table, BlockCache cache, Slice key, size_t* position, Block** block) noexcept nogil:
     """The one block that may hold `key`: an index key is > all of the block before, and <= its block's first."""
     cdef BlockHandle handle
-    cdef int status = _last_restart_until(table, table.index, key, position)
-    if status <= 0:
-        return status if status < 0 else _damaged(table, table.index)
+    cdef int status
+    position[0] = _search_index(table, key)
     status = _index_handle(table, position[0], &handle)
     if status < 0:
         return status

@@ -25,6 +25,7 @@ from everwrite.coding cimport (
 from everwrite.compression cimport compress
 from everwrite.files cimport Files, OpenMode
 from everwrite.hashing cimport hash64
+from everwrite.key_order cimport common_prefix
 from everwrite.status cimport Status, check
 from everwrite.table_format cimport (
     BLOCK_STORED,
@@ -68,14 +69,6 @@ cdef int _encode_restarts(Buffer* into, const Buffer* restarts) noexcept nogil:
 cdef int _replace(Buffer* buffer, Slice content) noexcept nogil:
     buffer.size = 0
     return put_bytes(buffer, content.data, content.size)
-
-
-cdef inline size_t _common(Slice a, Slice b) noexcept nogil:
-    cdef size_t size = a.size if a.size < b.size else b.size
-    cdef size_t i = 0
-    while i < size and a.data[i] == b.data[i]:
-        i += 1
-    return i
 
 
 cdef class TableWriter:
@@ -134,7 +127,7 @@ cdef class TableWriter:
             if status < 0:
                 return status
         elif self.entries_since_restart < RESTART_INTERVAL:
-            shared = _common(buffer_slice(&self.last), key)
+            shared = common_prefix(buffer_slice(&self.last), key, key.size)
         if self.entries_since_restart == RESTART_INTERVAL:
             self.entries_since_restart = 0
         if self.entries_since_restart == 0 and put_u32(&self.restarts, <uint32_t>self.block.size) < 0:
@@ -155,7 +148,7 @@ cdef class TableWriter:
         """Choose the block's index key: the shortest that is > the key before and <= the block's first key."""
         cdef Slice separator = slice_of(key.data, 0)
         if self.entries > 0:
-            separator.size = _common(buffer_slice(&self.last), key) + 1
+            separator.size = common_prefix(buffer_slice(&self.last), key, key.size) + 1
         self.entries_since_restart = 0
         return Status.ERR_MEMORY if _replace(&self.separator, separator) < 0 else Status.OK
 

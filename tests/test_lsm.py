@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from everwrite import errors
+from everwrite.files import PosixFiles
 from everwrite.lsm import Lsm
 from everwrite.memory_files import MemoryFiles
 
@@ -197,8 +199,8 @@ def test_wants_freeze_is_reached_by_writes() -> None:
     assert 500 < i < 2_000
 
 
-def test_reads_and_writes_beside_background_flush_and_compaction() -> None:
-    lsm = Lsm(MemoryFiles(), "lsm", block_cache_bytes=50_000)
+def test_reads_and_writes_beside_background_flush_and_compaction(tmp_path: Path) -> None:
+    lsm = Lsm(PosixFiles(), tmp_path, block_cache_bytes=50_000)
     stop = threading.Event()
     failures: list[BaseException] = []
 
