@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -82,6 +84,15 @@ def hints(status: LabStatus) -> str:
     )
 
 
+def _silence(output: TextIO) -> None:
+    """The reader has gone: let what is still printed go nowhere. A lab that nobody watches goes on."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(devnull, output.fileno())
+    finally:
+        os.close(devnull)
+
+
 class PlainView:
     """For pipes and files: the table once, then a line for each thing that changes."""
 
@@ -90,8 +101,11 @@ class PlainView:
         self._shown: dict[str, str] = {}
 
     def _print(self, text: str) -> None:
-        click.echo(text, file=self._output)
-        self._output.flush()
+        try:
+            click.echo(text, file=self._output)
+            self._output.flush()
+        except OSError:
+            _silence(self._output)
 
     def event(self, text: str) -> None:
         """Print the line."""
@@ -138,23 +152,34 @@ class LiveView:
 
     def event(self, text: str) -> None:
         """Print the line above the tables."""
-        self._console.print(text, markup=False)
+        with self._unless_gone():
+            self._console.print(text, markup=False)
 
     def ready(self, status: LabStatus) -> None:
         """Print the hints and begin to draw."""
-        self._console.print(hints(status), markup=False)
-        self._live.start()
-        self._started = True
+        with self._unless_gone():
+            self._console.print(hints(status), markup=False)
+            self._live.start()
+            self._started = True
         self.show(status)
 
     def show(self, status: LabStatus) -> None:
         """Draw the tables."""
-        self._live.update(self._tables(status), refresh=True)
+        with self._unless_gone():
+            self._live.update(self._tables(status), refresh=True)
 
     def close(self) -> None:
         """Take the tables off the screen; what happened stays."""
         if self._started:
-            self._live.stop()
+            with self._unless_gone():
+                self._live.stop()
+
+    @contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            _silence(sys.stdout)
 
     def _tables(self, status: LabStatus) -> Group:
         from rich import box

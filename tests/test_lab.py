@@ -399,3 +399,16 @@ def test_columns_are_aligned() -> None:
 def test_the_page_of_the_lab_names_every_field_of_the_status(struct: type[msgspec.Struct]) -> None:
     page = (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
     assert [name for name in struct.__struct_encode_fields__ if f"`{name}`" not in page] == []
+
+
+def test_a_lab_whose_reader_has_gone_goes_on(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+
+    async def body(lab: RunningLab) -> None:
+        with os.fdopen(writer, "w") as output:
+            view = PlainView(output)
+            os.close(reader)
+            view.event("nobody reads this")
+            view.ready(await lab.status())
+
+    run_lab(tmp_path / "lab", body)
