@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from everwrite.coding cimport Slice
+from everwrite.coding cimport Slice, put_bytes
 from everwrite.server.commands cimport Call
 from everwrite.server.replies cimport reply_not_integer, reply_status, reply_wrong_arity
 from everwrite.server.resp cimport (
@@ -106,11 +106,23 @@ cdef void run_scard(Store store, Call* call) noexcept nogil:
 
 cdef int _set_fields(Store store, Call* call, const char* name, int64_t* added) noexcept nogil:
     """HSET and HMSET. False: the error was replied."""
-    cdef int status
+    cdef int status = Status.OK
+    cdef const Slice* pairs = call.args + 2
+    cdef size_t at = call.count
     if call.count % 2:
         reply_wrong_arity(call.reply, name)
         return False
-    status = store.op_map_set(call.args[1], call.args + 2, (call.count - 2) // 2, added)
+    if call.count > 4:
+        # One change is one dot, and of two values of a field under one dot the store keeps the first;
+        # of a field named twice Redis keeps the last: so the pairs go in from the end.
+        while at > 2 and status == Status.OK:
+            at -= 2
+            status = put_bytes(call.scratch, &call.args[at], 2 * sizeof(Slice))
+        pairs = <const Slice*>call.scratch.data
+    if status < 0:
+        reply_status(call.reply, Status.ERR_MEMORY)
+        return False
+    status = store.op_map_set(call.args[1], pairs, (call.count - 2) // 2, added)
     if status < 0:
         reply_status(call.reply, status)
         return False

@@ -151,34 +151,39 @@ def parse_requests(data: bytes) -> Parsed:
     return Parsed(commands, data, None)
 
 
-def split_reply(data: bytes) -> tuple[bytes, bytes] | None:
-    """The first reply and the rest, as bytes; None when the reply isn't complete."""
-    end = data.find(b"\r\n")
+def _end_of_reply(data: bytes, at: int) -> int | None:
+    """Where the reply that begins at `at` ends, None when it isn't complete."""
+    end = data.find(b"\r\n", at)
     if end < 0:
         return None
-    kind, text, at = data[:1], data[1:end], end + 2
+    kind, text, after = data[at : at + 1], data[at + 1 : end], end + 2
     if kind in b"+-:_#,(":
-        return data[:at], data[at:]
+        return after
     count = int(text)
     if kind in b"$=":
-        if count >= 0:
-            at += count + 2
-        return (data[:at], data[at:]) if len(data) >= at else None
+        after += count + 2 if count >= 0 else 0
+        return after if len(data) >= after else None
     for _ in range(max(count, 0) * (2 if kind == b"%" else 1)):
-        inner = split_reply(data[at:])
+        inner = _end_of_reply(data, after)
         if inner is None:
             return None
-        at += len(inner[0])
-    return data[:at], data[at:]
+        after = inner
+    return after
+
+
+def split_reply(data: bytes) -> tuple[bytes, bytes] | None:
+    """The first reply and the rest, as bytes; None when the reply isn't complete."""
+    end = _end_of_reply(data, 0)
+    return None if end is None else (data[:end], data[end:])
 
 
 def children(reply: bytes) -> list[bytes]:
     """The replies inside an array, set or map; a map's as key and value joined."""
-    rest = reply[reply.index(b"\r\n") + 2 :]
+    at = reply.index(b"\r\n") + 2
     found = []
-    while rest:
-        inner = split_reply(rest)
-        assert inner is not None
-        found.append(inner[0])
-        rest = inner[1]
+    while at < len(reply):
+        end = _end_of_reply(reply, at)
+        assert end is not None
+        found.append(reply[at:end])
+        at = end
     return [b"".join(pair) for pair in zip(found[::2], found[1::2], strict=True)] if reply[:1] == b"%" else found
