@@ -150,6 +150,10 @@ class ModelStore:
                 shown = [(name, number_shown(*winner(e), e.counter)) for name, e in state.of_kind(Kind.MAP)]
                 return Kind.MAP, tuple(sorted(shown))
 
+    def key_model(self, key: bytes) -> KeyState:
+        """The key's whole state."""
+        return self.keys.get(USER + key, KeyState())
+
     def context(self, key: bytes) -> Vector:
         """The updates of the key that its state includes."""
         return dict(self.keys.get(USER + key, KeyState()).context)
@@ -389,6 +393,13 @@ class ModelStore:
     def resync_batches(self, since: Mapping[int, int], store_ids: Collection[int] | None = None) -> Iterator[bytes]:
         """The model never cuts its log."""
         raise NotImplementedError
+
+    def join_all(self, other: ModelStore) -> None:
+        """Take over everything that the other store holds, without a log."""
+        for key, state in other.keys.items():
+            self.keys[key] = join(self.state(key), state)
+        self.applied = merge_vectors([self.applied, other.applied])
+        self.clock = max([self.clock, *other.applied.values()])
 
     # The system namespace: last-writer-wins registers.
 

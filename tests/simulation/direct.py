@@ -9,6 +9,7 @@ from typing import Any
 
 from everwrite.errors import ClockDriftError, GapError, LogCutError, ProtocolError
 from tests.reference.history import History
+from tests.reference.model import normal
 from tests.reference.replica import Replica
 from tests.reference.vocabulary import Request, Verb
 from tests.simulation.disks import Disk
@@ -203,6 +204,8 @@ class DirectScenario:
                 region.replica.check(key)
                 shown = region.replica.store.reading(key)
                 assert shown == wanted, f"{region.disk.number} shows {shown!r} for {key!r}, but must show {wanted!r}"
+            states = [normal(region.replica.store.key_model(key)) for region in self.regions]
+            assert all(state == states[0] for state in states), f"the states of {key!r} differ: {states}"
 
 
 class SenderGone(Exception):

@@ -7,6 +7,9 @@ from typing import Any
 from everwrite import access
 from everwrite.database import Database
 from everwrite.errors import NotAnIntegerError, OverflowError, WrongTypeError
+from tests.reference.model import KeyState
+from tests.reference.model_store import USER
+from tests.reference.state_format import read_full_state
 from tests.reference.vocabulary import Kind, Reading, Refusal, Reply, Request, Vector, Verb
 
 REFUSALS = {
@@ -90,6 +93,12 @@ class EngineStore:
     def context(self, key: bytes) -> Vector:
         """The updates of the key that its state includes."""
         return {origin: timestamp for origin, timestamp in self.database.why(key)["context"].items() if timestamp}
+
+    def key_model(self, key: bytes) -> KeyState:
+        """The key's whole state, as the model holds one."""
+        named, state = read_full_state(self.database.key_state(USER + key))
+        assert named == USER + key
+        return state
 
     def reap(self, keys: tuple[bytes, ...]) -> list[tuple[bytes, int]]:
         """Remove keys that are past their deadline: which of `keys`, and the timestamps of these updates."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from tests.reference.history import History
+from tests.reference.model import normal
 from tests.reference.vocabulary import Dot, Request, Vector, Verb, covers
 from tests.simulation.disks import Disk
 from tests.simulation.network import Network
@@ -210,6 +211,9 @@ class Scenario:
                 node.replica.check(key)
                 shown = node.store.reading(key)
                 assert shown == wanted, f"{node} shows {shown!r} for {key!r}, but must show {wanted!r}"
+            # Also what doesn't show: hidden kinds, floors, tombstones.
+            states = [normal(node.store.key_model(key)) for node in self.nodes]
+            assert all(state == states[0] for state in states), f"the states of {key!r} differ: {states}"
 
 
 FAULTS: tuple[Callable[[Scenario], None], ...] = (
