@@ -306,7 +306,7 @@ cdef class TypedKeyspace(Keyspace):
                 return Status.ERR_WRONG_TYPE
         if (flags & SetFlag.SET_NX and kind) or (flags & SetFlag.SET_XX and not kind):
             return 0
-        if flags & SetFlag.SET_KEEPTTL and not self.expired:
+        if flags & SetFlag.SET_KEEPTTL and kind:
             deadline_ms = head_deadline(&self.head)
         status = self.delta_begin() | put_register(&self.delta, 0, self.head.dot, value)
         if status == Status.OK:
