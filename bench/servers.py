@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +29,8 @@ from processes import HOST, Server, cpu_seconds, environment, everwrite, program
 
 CLIENTS = 50
 VALUE_BYTES = 100
-KEYS = 1_000_000
-COMMANDS = ("SET", "GET", "INCR", "SADD")
+# Each group has servers of its own, so that none pays for what the others have left behind.
+GROUPS = (("SET", "GET"), ("INCR",), ("SADD",))
 PIPELINES = (1, 16)
 # The options that give both servers the same promise: `os`, that a write survives the process at
 # most; `always`, that it is on the device before it is answered.
@@ -58,13 +60,13 @@ class Cell:
     pipeline: int
 
 
-def run_benchmark(server: Server, command: str, pipeline: int, requests: int) -> Sample:
+def run_benchmark(server: Server, command: str, pipeline: int, requests: int, keys: int) -> Sample:
     """One run; raises RuntimeError when redis-benchmark fails or an answer is an error."""
     cpu_before = cpu_seconds(server.pid)
     outcome = subprocess.run(
         [
             program("redis-benchmark"),
-            *("-h", HOST, "-p", str(server.port), "-c", str(CLIENTS), "-d", str(VALUE_BYTES), "-r", str(KEYS)),
+            *("-h", HOST, "-p", str(server.port), "-c", str(CLIENTS), "-d", str(VALUE_BYTES), "-r", str(keys)),
             *("-P", str(pipeline), "-n", str(requests), "-t", command.lower(), "--csv"),
         ],
         capture_output=True,
@@ -84,28 +86,47 @@ def run_benchmark(server: Server, command: str, pipeline: int, requests: int) ->
 
 
 def measure(
-    servers: list[Server], durability: str, arguments: argparse.Namespace
+    servers: list[Server], durability: str, commands: Sequence[str], arguments: argparse.Namespace
 ) -> dict[Cell, dict[str, list[Sample]]]:
-    """All cells of one durability, in interleaved rounds."""
-    cells = [Cell(durability, command, pipeline) for pipeline in arguments.pipelines for command in arguments.commands]
+    """The cells of these commands at one durability, in interleaved rounds."""
+    keys = arguments.keys
+    cells = [Cell(durability, command, pipeline) for pipeline in arguments.pipelines for command in commands]
     samples: dict[Cell, dict[str, list[Sample]]] = {cell: {server.name: [] for server in servers} for cell in cells}
+    if "GET" in commands:
+        # With as many requests as keys GET finds about two thirds of its keys, in both servers alike.
+        for server in servers:
+            run_benchmark(server, "SET", 16, keys, keys)
     requests: dict[tuple[Cell, str], int] = {}
     for cell in cells:
         for server in servers:
-            speed = run_benchmark(server, cell.command, cell.pipeline, CALIBRATION_REQUESTS).requests_per_second
-            requests[cell, server.name] = max(CALIBRATION_REQUESTS, int(speed * arguments.seconds))
-    if "GET" in arguments.commands:
-        # With as many requests as keys GET finds about two thirds of its keys, in both servers alike.
-        for server in servers:
-            run_benchmark(server, "SET", 16, arguments.preload)
+            trial = run_benchmark(server, cell.command, cell.pipeline, CALIBRATION_REQUESTS, keys)
+            wanted = int(trial.requests_per_second * arguments.seconds)
+            requests[cell, server.name] = max(CALIBRATION_REQUESTS, wanted)
     for number in range(arguments.rounds):
         for cell in cells:
             for server in servers if number % 2 == 0 else reversed(servers):
-                sample = run_benchmark(server, cell.command, cell.pipeline, requests[cell, server.name])
+                sample = run_benchmark(server, cell.command, cell.pipeline, requests[cell, server.name], keys)
                 samples[cell][server.name].append(sample)
                 progress = f"{durability} -P {cell.pipeline} {cell.command} round {number + 1}: {server.name}"
                 print(f"{progress:<50} {sample.requests_per_second:>12,.0f}/s", file=sys.stderr)
     return samples
+
+
+def measure_group(durability: str, commands: Sequence[str], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The table rows of these commands, on servers started for them."""
+    redis_options, everwrite_options = DURABILITIES[durability]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.data)))
+        servers = []
+        for name, start, options in [
+            ("redis", redis_server, redis_options),
+            ("everwrite", everwrite, everwrite_options + arguments.everwrite_options),
+        ]:
+            if name in arguments.servers:
+                (folder / name).mkdir()
+                servers.append(stack.enter_context(start(folder / name, *options)))
+        measured = measure(servers, durability, commands, arguments)
+        return [summarise(cell, samples) for cell, samples in measured.items()]
 
 
 def summarise(cell: Cell, samples: dict[str, list[Sample]]) -> dict[str, Any]:
@@ -129,7 +150,7 @@ def summarise(cell: Cell, samples: dict[str, list[Sample]]) -> dict[str, Any]:
 def print_table(rows: list[dict[str, Any]], about: dict[str, str]) -> None:
     """A table in Markdown, so that it can be pasted into a page as it is."""
     print("; ".join(f"{name}: {value}" for name, value in about.items()))
-    print(f"redis-benchmark -c {CLIENTS} -d {VALUE_BYTES} -r {KEYS}; medians\n")
+    print(f"redis-benchmark -c {CLIENTS} -d {VALUE_BYTES}; medians\n")
     print("| durability | -P | command | redis/s | everwrite/s | ratio (range) | CPU us redis | CPU us everwrite |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -147,12 +168,12 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--durability", choices=[*DURABILITIES, "both"], default="both")
-    parser.add_argument("--commands", type=lambda text: text.upper().split(","), default=list(COMMANDS))
+    parser.add_argument("--commands", type=lambda text: text.upper().split(","), default=[*itertools.chain(*GROUPS)])
     parser.add_argument("--pipelines", type=lambda text: [int(part) for part in text.split(",")], default=PIPELINES)
     parser.add_argument("--servers", type=lambda text: text.split(","), default=["redis", "everwrite"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement, about")
-    parser.add_argument("--preload", type=int, default=KEYS, help="SET requests before the first GET")
+    parser.add_argument("--keys", type=int, default=1_000_000, help="how many different keys are used")
     parser.add_argument("--data", type=Path, default=None, help="folder for the servers' data (default: temporary)")
     parser.add_argument("--everwrite-options", type=str.split, default=[], help="more options for everwrite serve")
     parser.add_argument("--output", choices=["table", "json"], default="table")
@@ -163,23 +184,13 @@ def main() -> None:
     """Measure and print."""
     arguments = parse_arguments()
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(dir=arguments.data) as folder:
-        about = environment(Path(folder))
-        durabilities = list(DURABILITIES) if arguments.durability == "both" else [arguments.durability]
-        for durability in durabilities:
-            redis_options, everwrite_options = DURABILITIES[durability]
-            with ExitStack() as stack:
-                servers = []
-                for name, start, options in [
-                    ("redis", redis_server, redis_options),
-                    ("everwrite", everwrite, everwrite_options + arguments.everwrite_options),
-                ]:
-                    if name in arguments.servers:
-                        data = Path(folder) / f"{name}-{durability}"
-                        data.mkdir()
-                        servers.append(stack.enter_context(start(data, *options)))
-                for cell, samples in measure(servers, durability, arguments).items():
-                    rows.append(summarise(cell, samples))
+    about = environment(arguments.data or Path(tempfile.gettempdir())) | {"keys": f"{arguments.keys:,}"}
+    durabilities = list(DURABILITIES) if arguments.durability == "both" else [arguments.durability]
+    for durability in durabilities:
+        for group in GROUPS:
+            if commands := [command for command in group if command in arguments.commands]:
+                rows += measure_group(durability, commands, arguments)
+    rows.sort(key=lambda row: (durabilities.index(row["durability"]), row["pipeline"]))
     if arguments.output == "json":
         json.dump({"environment": about, "rows": rows}, sys.stdout, indent=2)
         print()
