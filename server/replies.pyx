@@ -33,7 +33,7 @@ cdef void reply_status(Reply* reply, int status) noexcept nogil:
     elif status == Status.ERR_OVERFLOW:
         reply_error(reply, b"ERR increment or decrement would overflow")
     elif status == Status.ERR_TOO_LARGE:
-        reply_error(reply, b"ERR too long: a key with its element or field may have 65536 bytes, a value 67108864")
+        reply_error(reply, b"ERR too long: a key, member or field may have 65536 bytes, a value 67108864")
     elif status == Status.ERR_MEMORY:
         reply_error(reply, b"OOM out of memory; the command was not run to its end")
     elif status == Status.ERR_FAILED:

@@ -74,6 +74,7 @@ class Serving:
         self.store = store
         self.config = NodeConfig(durability=store.durability)  # type: ignore[arg-type]
         self.frontend = Frontend(store, Control(self), **limits)
+        self.token: trio.lowlevel.TrioToken | None = None
         self.waits: list[tuple[int, int, float, Callable[[int], object]]] = []
         self._started = time.monotonic()
         listener = socket.socket()
@@ -92,6 +93,11 @@ class Serving:
             done(0)
         else:
             self.waits.append((timestamp, regions, timeout_seconds, done))
+
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        """Call a function in the serving thread."""
+        assert self.token is not None
+        trio.from_thread.run_sync(function, *args, trio_token=self.token)
 
     def connect(self) -> Peer:
         """A client."""
@@ -112,19 +118,20 @@ async def serving(path: Path, durability: str = "os", **limits: int) -> AsyncIte
 @contextmanager
 def served(path: Path, durability: str = "os", **limits: int) -> Iterator[Serving]:
     """Serve from a thread of its own, for blocking clients in the test's thread."""
-    ready: SimpleQueue[tuple[Serving, trio.CancelScope, trio.lowlevel.TrioToken]] = SimpleQueue()
+    ready: SimpleQueue[tuple[Serving, trio.CancelScope]] = SimpleQueue()
 
     async def run() -> None:
         async with serving(path, durability, **limits) as host:
             with trio.CancelScope() as scope:
-                ready.put((host, scope, trio.lowlevel.current_trio_token()))
+                host.token = trio.lowlevel.current_trio_token()
+                ready.put((host, scope))
                 await trio.sleep_forever()
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(trio.run, run)
         while True:
             try:
-                host, scope, token = ready.get(timeout=POLL_SECONDS)
+                host, scope = ready.get(timeout=POLL_SECONDS)
                 break
             except Empty:
                 if running.done():
@@ -132,7 +139,7 @@ def served(path: Path, durability: str = "os", **limits: int) -> Iterator[Servin
         try:
             yield host
         finally:
-            token.run_sync_soon(scope.cancel)
+            host.call(scope.cancel)
             running.result()
 
 
