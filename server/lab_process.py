@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -25,10 +26,16 @@ TAIL_BYTES = 4096
 def end_with_parent(parent_pid: int) -> None:
     """Have the kernel kill this process when the thread that started it ends; end now when that has happened.
 
-    Linux only. The process that starts this one must do so from its main thread: the signal comes at the end of
-    the thread, not of the process.
+    Linux only; raises `OSError` elsewhere. The process that starts this one must do so from its main thread: the
+    signal comes at the end of the thread, not of the process.
     """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
+    if prctl is None:
+        raise OSError(errno.ENOSYS, "prctl: not on this system")
+    prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+    if prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
     # The parent may have ended before the call; then no signal comes any more.
     if os.getppid() != parent_pid:
         os._exit(1)
