@@ -72,6 +72,9 @@ cdef class Keyspace:
     cdef int batch_end(self) noexcept nogil
 
     cdef int load(self, int space, Slice key) noexcept nogil              # 1 an entry exists, 0 not
+    # Hints that an operation on a user's key follows soon; see Lsm.prefetch.
+    cdef uint64_t prefetch(self, Slice key) noexcept nogil
+    cdef void prefetch_entry(self, uint64_t key_hash) noexcept nogil
     cdef int load_element(self, int kind, Slice name) noexcept nogil      # into `element`; of the loaded key
     cdef Slice loaded_key(self) noexcept nogil
     cdef Slice kind_prefix(self, int kind) noexcept nogil                 # borrowed from `element_key`

@@ -1,7 +1,7 @@
 """Keys and their states; see keyspace.pxd for the invariants."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from everwrite.change cimport (
     CHANGE_FULL_STATE,
@@ -156,6 +156,17 @@ cdef class Keyspace:
         if head_decode(&self.head, stored) != Status.OK:
             return fault_corrupt(b"key state", 0, b"the head of a key can't be decoded")
         return 1
+
+    cdef uint64_t prefetch(self, Slice key) noexcept nogil:
+        cdef uint8_t name[128]
+        if key.size >= sizeof(name):
+            return 0
+        name[0] = <uint8_t>SPACE_USER
+        memcpy(&name[1], key.data, key.size)
+        return self.lsm.prefetch(slice_of(name, key.size + 1))
+
+    cdef void prefetch_entry(self, uint64_t key_hash) noexcept nogil:
+        self.lsm.prefetch_entry(key_hash)
 
     cdef Slice loaded_key(self) noexcept nogil:
         return slice_of(self.key.data + 1, self.key.size - 1)

@@ -16,7 +16,8 @@ from everwrite.compaction cimport merge_to_table
 from everwrite.files cimport Files
 from everwrite.hashing cimport hash64
 from everwrite.memtable cimport (
-    Entry, Memtable, entry_removed, entry_value, memtable_find, memtable_new, memtable_put, memtable_remove,
+    Entry, Memtable, entry_removed, entry_value, memtable_find, memtable_new, memtable_prefetch_entry,
+    memtable_prefetch_slot, memtable_put, memtable_remove,
 )
 from everwrite.merge_iterator cimport (
     Merge, merge_add_memtable, merge_add_table, merge_free, merge_init, merge_key, merge_next, merge_refresh_newest,
@@ -219,6 +220,14 @@ cdef class Lsm:
         return 0
 
     # ---- writing ----
+
+    cdef uint64_t prefetch(self, Slice key) noexcept nogil:
+        cdef uint64_t key_hash = hash64(key, self.seed)
+        memtable_prefetch_slot(self.active, key_hash)
+        return key_hash
+
+    cdef void prefetch_entry(self, uint64_t key_hash) noexcept nogil:
+        memtable_prefetch_entry(self.active, key_hash)
 
     cdef int put(self, Slice key, Slice value) noexcept nogil:
         return memtable_put(self.active, hash64(key, self.seed), key, value)

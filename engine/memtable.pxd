@@ -115,5 +115,8 @@ cdef inline bint entry_removed(const Entry* e) noexcept nogil:
 
 cdef Memtable* memtable_new(uint64_t seed) noexcept nogil           # NULL when out of memory; one reference
 cdef Entry* memtable_find(Memtable* t, uint64_t key_hash, Slice key) noexcept nogil    # NULL: absent
+# Hints for a find that follows soon: first the slot, and, when that has arrived, the entry.
+cdef void memtable_prefetch_slot(Memtable* t, uint64_t key_hash) noexcept nogil
+cdef void memtable_prefetch_entry(Memtable* t, uint64_t key_hash) noexcept nogil
 cdef int memtable_put(Memtable* t, uint64_t key_hash, Slice key, Slice value) noexcept nogil
 cdef int memtable_remove(Memtable* t, uint64_t key_hash, Slice key) noexcept nogil

@@ -268,6 +268,27 @@ cdef Entry* memtable_find(Memtable* t, uint64_t key_hash, Slice key) noexcept no
         i = (i + 1) & mask
 
 
+cdef void memtable_prefetch_slot(Memtable* t, uint64_t key_hash) noexcept nogil:
+    cdef uint64_t word = t.directory[_directory_index(t, key_hash)]
+    ew_prefetch(&_slots(_segment(word))[(key_hash >> 32) & ((<uint64_t>1 << (word & 63)) - 1)])
+
+
+cdef void memtable_prefetch_entry(Memtable* t, uint64_t key_hash) noexcept nogil:
+    cdef uint64_t word = t.directory[_directory_index(t, key_hash)]
+    cdef uint64_t* slots = _slots(_segment(word))
+    cdef uint64_t mask = (<uint64_t>1 << (word & 63)) - 1
+    cdef uint64_t i = (key_hash >> 32) & mask
+    cdef const uint8_t* place
+    while slots[i] != 0:
+        if (slots[i] ^ (key_hash << 48)) >> 48 == 0:
+            place = <const uint8_t*>_entry(slots[i])
+            ew_prefetch(place)
+            ew_prefetch(place + 64)
+            ew_prefetch(place + 128)
+            return
+        i = (i + 1) & mask
+
+
 cdef inline void _place(Segment* segment, uint32_t entry_hash, uint64_t slot) noexcept nogil:
     cdef uint64_t mask = (<uint64_t>1 << segment.bits) - 1
     cdef uint64_t i = entry_hash & mask

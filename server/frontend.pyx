@@ -65,6 +65,7 @@ from everwrite.server.connection cimport (
     socket_tune,
 )
 from everwrite.server.cursors cimport cursors_free, cursors_init
+from everwrite.server.lookahead cimport Lookahead, look_ahead
 from everwrite.server.poller cimport (
     Interest,
     poller_add,
@@ -670,6 +671,8 @@ cdef class Frontend:
         cdef size_t at = 0, consumed = 0
         cdef int turns = 0, parsed
         cdef bint buffered = data == c.input.data
+        cdef Lookahead ahead
+        ahead.executed = ahead.seen = ahead.at = 0
         self._touch(c)
         while c.state == ConnectionState.CONNECTION_OPEN and not c.deferred and at < size:
             if output_waiting(c) > OUTPUT_SOFT_BYTES_MAX:
@@ -681,6 +684,8 @@ cdef class Frontend:
             at += consumed
             if parsed == Parsed.PARSE_COMMAND:
                 turns += 1
+                if at < size and self.locked:
+                    look_ahead(&ahead, self.store, data, size, at)
                 self._execute(c)
                 continue
             if parsed == Parsed.PARSE_ERROR:
