@@ -317,6 +317,53 @@ cdef class Store(DurableKeyspace):
             self.unlock()
         return None
 
+    def needs(self, bytes batch not None, size_t limit):
+        """Up to `limit` `Need`s that `apply_batch(batch)` is going to return, as far as can be told beforehand.
+
+        So that a receiver can ask for many keys at once. Of each key only the first update that isn't
+        applied yet counts: whether a later one fits depends on that. Raises ProtocolError as `apply_batch`.
+        """
+        cdef Reader r
+        cdef Reader group
+        cdef Change change
+        cdef const uint8_t* data
+        cdef size_t size
+        cdef uint64_t newest = 0
+        cdef uint64_t count
+        cdef int status
+        envelope = decode_batch(batch)
+        if envelope.kind != CHANGES:
+            return []
+        body = envelope.body
+        data = <const uint8_t*>(<bytes>body)
+        size = len(body)
+        count = envelope.count
+        with nogil:
+            status = self._validate(False, data, size, count, &newest)
+        if status < 0:
+            raise ProtocolError("malformed batch: a change in it can't be decoded")
+        found = []
+        keys = set()
+        r = reader_of(slice_of(data, size))
+        with nogil:
+            self.lock()
+        try:
+            self._check(Status.ERR_FAILED if self.failed else Status.OK)
+            while reader_left(&r) and len(found) < limit:
+                group = reader_of(get_slice(&r))
+                while reader_left(&group) and len(found) < limit:
+                    self._check(change_parse(get_slice(&group), &change))
+                    key = change.key.data[: change.key.size]
+                    if key in keys or vector_covers(&self.applied, change.dot.origin, change.dot.timestamp):
+                        continue
+                    keys.add(key)
+                    self._check(self.load(change.key.data[0], slice_of(change.key.data + 1, change.key.size - 1)))
+                    if self.guard(&change) == Status.ERR_GUARD:
+                        found.append(Need(key, change.dot.origin, change.dot.timestamp))
+        finally:
+            self.unlock()
+        return found
+
     def _admit(self, envelope, uint64_t newest):
         """Refuse what must not be merged at all. Needs the lock."""
         for span in envelope.spans:

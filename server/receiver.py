@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from typing import Final
 
 from everwrite.errors import PeerError
 from everwrite.need import Need
@@ -18,11 +19,15 @@ from everwrite.server.settings import ReplicationSettings
 
 __all__ = ["Receiver"]
 
+PULLS_MAX: Final = 64
+
 
 class Receiver:
     """Applies one peer's stream.
 
-    Invariants: `acked_sequence <= applied_sequence`; a batch counts as applied only as a whole.
+    Invariants: `acked_sequence <= applied_sequence`; a batch counts as applied only as a whole. While
+    `_asked` holds something the session is PULLING; answers come in the order of the questions, and
+    each is used or dropped at once, so that no more than one state is held.
     """
 
     def __init__(self, session: Session, store: ReplicatedStore, settings: ReplicationSettings) -> None:
@@ -39,8 +44,10 @@ class Receiver:
         self._told: dict[int, int] = {}
         self._held: deque[Message] = deque()
         self._held_bytes = 0
-        self._need: Need | None = None
+        # The batch that is partly applied, the change in it that lacks its key's state, and what was asked for.
         self._paused: Batch | None = None
+        self._need: Need | None = None
+        self._asked: deque[Need] = deque()
         # What the sender has, from its heartbeats: its newest timestamp, changes it hasn't sent,
         # and the oldest timestamp known to exist there that isn't applied here.
         self._newest = 0
@@ -128,6 +135,7 @@ class Receiver:
                     f"{self.session.who} sent batch {message.sequence}, but {self.applied_sequence + 1} is next",
                     cause="illegal_message",
                 )
+            self._paused = message
             return self._apply(message)
         if isinstance(message, Resync):
             self.resyncs += 1
@@ -140,13 +148,43 @@ class Receiver:
         return []
 
     def _apply(self, batch: Batch) -> list[bytes]:
-        need = self._store.apply_batch(batch.data)
-        if need is not None:
+        """Apply the batch as far as it goes; when states of keys are missing, ask for these."""
+        self._need = self._store.apply_batch(batch.data)
+        if self._need is None:
+            self._count(batch)
+            return self._wait([])
+        if self._need in self._asked:
+            return self._wait([])
+        # Each answer takes a round trip: ask at once for what the rest of the batch is going to need, too.
+        wanted = [need for need in self._store.needs(batch.data, PULLS_MAX) if need not in self._asked]
+        if self._need not in wanted:
+            wanted.insert(0, self._need)
+        self.pulls += len(wanted)
+        return self._wait(wanted)
+
+    def _wait(self, wanted: list[Need]) -> list[bytes]:
+        self._asked += wanted
+        if self._asked:
             self.session.step(Local.PULL_SENT)
-            self._need, self._paused = need, batch
-            self.pulls += 1
-            return [self.session.encode(Pull(need.namespace_key, need.origin, need.timestamp))]
-        self._need = self._paused = None
+        return [self.session.encode(Pull(need.namespace_key, need.origin, need.timestamp)) for need in wanted]
+
+    def _supply(self, message: KeyState) -> list[bytes]:
+        asked = self._asked.popleft()
+        if message.key != asked.namespace_key:
+            raise PeerError(
+                f"{self.session.who} sent the state of the key {message.key[:64]!r}, but "
+                f"{asked.namespace_key[:64]!r} was asked for",
+                cause="illegal_message",
+            )
+        if asked != self._need:
+            return self._wait([])  # not needed any more: another link or an earlier state has brought it
+        batch = self._paused
+        assert batch is not None, "a need without its batch"
+        self._store.supply_state(asked, message.state)
+        return self._apply(batch)
+
+    def _count(self, batch: Batch) -> None:
+        self._paused = None
         self.applied_sequence = batch.sequence
         self.batches += 1
         self.changes += batch.changes
@@ -155,20 +193,6 @@ class Receiver:
         if batch.last_timestamp:
             self.delay_ms = self._store.now_ms() - (batch.last_timestamp >> 16)
         self._note_position()
-        return []
-
-    def _supply(self, message: KeyState) -> list[bytes]:
-        need, batch = self._need, self._paused
-        assert need is not None, "PULLING without a pull"
-        assert batch is not None
-        if message.key != need.namespace_key:
-            raise PeerError(
-                f"{self.session.who} sent the state of the key {message.key[:64]!r}, but "
-                f"{need.namespace_key[:64]!r} was asked for",
-                cause="illegal_message",
-            )
-        self._store.supply_state(need, message.state)
-        return self._apply(batch)
 
     def _hold(self, message: Message) -> None:
         if isinstance(message, Batch):

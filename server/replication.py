@@ -30,7 +30,7 @@ from everwrite.errors import (
 )
 from everwrite.server.coordinator import AckWaits, Verdict, verdict
 from everwrite.server.effects import Close, Dial, Effect, Fail, Log, Persist, Resolve, Resume, SendFrame, SetTimer
-from everwrite.server.messages import PROTOCOL_VERSION, Batch, Goodbye, Heartbeat, Hello, Message, Resync
+from everwrite.server.messages import PROTOCOL_VERSION, Batch, Goodbye, Heartbeat, Hello, Message, Pull, Resync
 from everwrite.server.peer import Peer, PeerAddress, PeerTable
 from everwrite.server.receiver import Receiver
 from everwrite.server.replicated_store import ReplicatedStore
@@ -275,7 +275,7 @@ class Replicator:
     # -- receiving --------------------------------------------------------------------------------
 
     def _drain(self, now: float, link: Receiver | Sender) -> None:
-        """Handle what has arrived, up to and including one batch: applying is what takes time."""
+        """Handle what has arrived, up to and including one batch or pull: these take time, and pulls memory."""
         session = link.session
         connection = session.connection
         while connection in self._links:
@@ -287,7 +287,7 @@ class Replicator:
                 if message is None:
                     return
                 ok = self._guard(now, link, partial(self._handle, now, link, message))
-                heavy = isinstance(message, Batch)
+                heavy = isinstance(message, Batch | Pull)
             if not ok:
                 return
             if heavy:

@@ -338,13 +338,18 @@ class Transport:
             self.perform(self.replicator.received(trio.current_time(), connection.number, data))
             while connection.resume:
                 connection.resume = False
-                await trio.lowlevel.checkpoint()
+                await self._room(connection)
                 self.perform(self.replicator.resume(trio.current_time(), connection.number))
             if self._stopping and self.replicator.drained():
                 self._drained.set()
-            while connection.outbox_bytes > OUTBOX_BYTES_MAX:
-                connection.drained = trio.Event()
-                await connection.drained.wait()
+            await self._room(connection)
+
+    async def _room(self, connection: _Connection) -> None:
+        """Let others run, and wait until less than OUTBOX_BYTES_MAX waits to be sent."""
+        await trio.lowlevel.checkpoint()
+        while connection.outbox_bytes > OUTBOX_BYTES_MAX:
+            connection.drained = trio.Event()
+            await connection.drained.wait()
 
     async def _write(self, connection: _Connection) -> str:
         while True:

@@ -211,6 +211,19 @@ class FakeStore:
             self.applied[origin] = max(timestamp, self.applied.get(origin, 0))
         return None
 
+    def needs(self, batch: bytes, limit: int) -> list[Need]:
+        found: list[Need] = []
+        keys = set()
+        for change in msgspec.msgpack.decode(batch, type=Envelope).changes:
+            if self.applied.get(change.origin, 0) >= change.timestamp or change.key in keys or len(found) >= limit:
+                continue
+            keys.add(change.key)
+            if change.builds_on is not None:
+                origin, timestamp = change.builds_on
+                if self.entries.get(change.key, Entry()).context.get(origin, 0) < timestamp:
+                    found.append(Need(change.key, change.origin, change.timestamp))
+        return found
+
     def key_state(self, key: bytes) -> bytes:
         entry = self.entries.get(key, Entry())
         return msgspec.msgpack.encode((entry.timestamp, entry.origin, entry.value, entry.context))
@@ -286,7 +299,7 @@ class Node:
         self.network = network
         self.identity = Identity(cluster, region, f"{region}-0")
         self.clock_offset_ms = 0
-        self.store = FakeStore(store_id, lambda: EPOCH_MS + round(network.now * 1000) + self.clock_offset_ms)
+        self.store = self.make_store(store_id)
         self.peer_regions = peers
         self.resolved: dict[int, int] = {}
         self.logs: list[Log] = []
@@ -297,6 +310,13 @@ class Node:
         self.generation = 0
         self.sent: list[tuple[float, int, bytes]] = []
         self.boot()
+
+    def make_store(self, store_id: int) -> FakeStore:
+        return FakeStore(store_id, self.clock_ms)
+
+    def clock_ms(self) -> int:
+        """The node's wall clock."""
+        return EPOCH_MS + round(self.network.now * 1000) + self.clock_offset_ms
 
     def boot(self) -> None:
         """Start, or start again after `halt`."""

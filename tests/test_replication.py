@@ -324,6 +324,41 @@ def test_what_arrives_during_a_pull_waits_in_order() -> None:
     assert ap.store.visible() == eu.store.visible()
 
 
+def test_the_pulls_of_a_batch_share_a_round_trip() -> None:
+    network = three_regions()
+    network.run(2.0)
+    us, eu, ap = network.nodes.values()
+    network.cut("us", "ap")
+    network.delays[frozenset(("eu", "ap"))] = 1.0
+    timestamps = {b"%d" % number: us.set(b"%d" % number, b"old") for number in range(200)}
+    network.run(0.1)
+    for key, timestamp in timestamps.items():
+        eu.set(key, b"new", builds_on=(us.store.origin, timestamp))
+        eu.set(key, b"newer")
+    # One delay for the changes, and a round trip for each 64 keys.
+    assert network.run_until(lambda: ap.store.visible() == eu.store.visible()) < 1.0 + 2 * 2.0 * (200 / 64 + 1)
+    assert 200 <= int(str(ap.status("eu")["received_pulls"])) < 220
+
+
+def test_a_pull_that_another_link_makes_needless_is_dropped() -> None:
+    network = three_regions()
+    network.run(2.0)
+    us, eu, ap = network.nodes.values()
+    network.delays[frozenset(("us", "ap"))] = 0.5
+    network.delays[frozenset(("eu", "ap"))] = 0.2
+    timestamps = {b"%d" % number: us.set(b"%d" % number, b"old") for number in range(10)}
+    network.run(0.1)
+    for key, timestamp in timestamps.items():
+        eu.set(key, b"new", builds_on=(us.store.origin, timestamp))
+    network.run_until(lambda: converged(network))
+    network.run(2.0)
+    assert 0 < int(str(ap.status("eu")["received_pulls"])) <= 10
+    eu.set(b"then", b"the stream goes on")
+    network.run(0.3)
+    assert ap.store.get(b"then") == b"the stream goes on"
+    assert errors(ap) == {}
+
+
 def test_a_peer_behind_the_cut_log_gets_whole_states() -> None:
     network, us, eu = two_regions()
     eu.halt()
