@@ -93,12 +93,16 @@ class Replica:
         seen = self.seen(request.key)
         expected, draft = plan(request, seen, self.store.now_ms(), self.store.origin)
         before = self.store.last_timestamp
-        reply = self.store.execute(request)
-        assert reply == expected, f"{request}: answered {reply!r}, but must answer {expected!r}"
-        after = self.store.last_timestamp
-        assert (after > before) is (draft is not None), f"{request}: issued an update, or none, against the rules"
-        if draft is not None:
-            self.history.record(draft, seen, Dot(after, self.store.origin))
+        try:
+            reply = self.store.execute(request)
+            assert reply == expected, f"{request}: answered {reply!r}, but must answer {expected!r}"
+        finally:
+            # Also of an operation that failed the update may have been issued: its outcome is unknown.
+            after = self.store.last_timestamp
+            assert after == before or draft is not None, f"{request}: issued an update, against the rules"
+            if draft is not None and after > before:
+                self.history.record(draft, seen, Dot(after, self.store.origin))
+        assert after > before or draft is None, f"{request}: issued no update, against the rules"
         return reply
 
     def reap(self, keys: tuple[bytes, ...]) -> int:

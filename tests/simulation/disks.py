@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import everwrite
 from everwrite.memory_files import MemoryFiles
@@ -20,6 +20,8 @@ class Disk(Protocol):
     def close(self, store: Any) -> None: ...
     def crash(self, store: Any) -> None: ...
     def sync(self, store: Any) -> None: ...
+    def fail(self) -> None: ...
+    def heal(self) -> None: ...
 
 
 class ModelDisk:
@@ -42,6 +44,12 @@ class ModelDisk:
 
     def sync(self, store: ModelStore) -> None:
         store.sync()
+
+    def fail(self) -> None:
+        """The model's log never fails."""
+
+    def heal(self) -> None:
+        """Nothing is to heal."""
 
 
 class EngineDisk:
@@ -75,7 +83,18 @@ class EngineDisk:
         store.close()
 
     def crash(self, store: EngineStore) -> None:
-        self._files.crash(self._random)
+        self._files.heal()
+        # Power loss at its worst, a killed process on a machine that lives on, or something in between.
+        self._files.crash(self._random.choice((None, "all", self._random)))
+
+    def fail(self) -> None:
+        """Let one of the next few calls that make the log durable or longer fail."""
+        operation: Literal["sync", "write"] = self._random.choice(("sync", "write"))
+        self._files.fail(operation, path=b"wal", skip=self._random.randrange(4), partial=self._random.randrange(20))
+
+    def heal(self) -> None:
+        """Nothing fails from now on."""
+        self._files.heal()
 
     def sync(self, store: EngineStore) -> None:
         store.maintain()

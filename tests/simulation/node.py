@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from everwrite.errors import StorageError
 from everwrite.server.effects import (
     Close,
     Dial,
@@ -12,6 +13,7 @@ from everwrite.server.effects import (
     Fail,
     Log,
     Persist,
+    Resolve,
     Resume,
     SendFrame,
     SetTimer,
@@ -22,7 +24,7 @@ from everwrite.server.session import Identity
 from everwrite.server.settings import ReplicationSettings
 from tests.reference.history import History
 from tests.reference.replica import Pulled, Replica
-from tests.reference.vocabulary import Reply, Request
+from tests.reference.vocabulary import Dot, Reply, Request, covers
 from tests.simulation.world import START_MS, World
 
 if TYPE_CHECKING:
@@ -47,13 +49,17 @@ class Node:
         self.skew_ms = 0
         self.up = False
         self.life = 0
+        self.failed = False
         self.errors: set[str] = set()
         self.store: Any = None
         self.replica: Replica
         self.replicator: Replicator
         self.connections: dict[int, Connection] = {}
         self.pulled: list[Pulled] = []
+        # What the store, and this node's acknowledgements, have said is durable.
+        self.durable: dict[int, int] = {}
         self.timer_at: float | None = None
+        self.waits: list[int] = []  # the timestamp of each, by token from 1
 
     def __repr__(self) -> str:
         return self.name
@@ -64,12 +70,21 @@ class Node:
         """Open the store on the disk and begin to replicate."""
         assert not self.up
         self.life += 1
+        try:
+            self.store = self.disk.open(self.wall_ms)
+        except StorageError as error:
+            self.world.tell(f"{self.name} doesn't start: {error}")
+            self.world.after(0.1, self.start_again, self.life)
+            return
         self.up = True
-        self.store = self.disk.open(self.wall_ms)
         self.replica = Replica(self.store, self.history, self.pulled)
         self.replica.restarted()
         self.connections = {}
+        self.waits = []
         self.timer_at = None
+        for origin, timestamp in self.durable.items():
+            held = self.store.applied.get(origin, 0)
+            assert held >= timestamp, f"{self.name} had {origin:#x} durable up to {timestamp}, and now up to {held}"
         self.world.tell(f"{self.name} starts as {self.store.origin:#x}, has applied {vector_text(self.store.applied)}")
         self.replicator = Replicator(
             self.replica,
@@ -83,6 +98,8 @@ class Node:
     def crash(self) -> None:
         """The process and the machine's memory are gone; what wasn't synced may be lost."""
         self.world.tell(f"{self.name} crashes")
+        if not self.failed:
+            self.note_durable()
         self._end()
         self.disk.crash(self.store)
         self.store = None
@@ -92,9 +109,37 @@ class Node:
         self.world.tell(f"{self.name} stops")
         self.enter()
         self.perform(self.replicator.stop(self.world.now))
+        self.note_durable()
         self._end()
-        self.disk.close(self.store)
+        try:
+            self.disk.close(self.store)
+        except StorageError as error:
+            self.world.tell(f"{self.name} can't close its store: {error}")
+            self.disk.crash(self.store)
         self.store = None
+
+    def note_durable(self) -> None:
+        """Remember what mustn't be lost: what the store says is durable, and, with `always`, what was acknowledged."""
+        self.durable = dict(self.store.durable_applied)
+        for peer in self.peers:
+            if self.store.durability != "always" or not peer.up:
+                continue
+            acked = next(dict(other.acked) for other in peer.replicator.peers if other.region == self.name)
+            for origin, timestamp in acked.items():
+                self.durable[origin] = max(self.durable.get(origin, 0), timestamp)
+
+    def fail(self, error: Exception) -> None:
+        """The store can't go on: as after a crash, the process ends and is started again."""
+        self.world.tell(f"{self.name} fails: {error}")
+        self.world.count("failures")
+        self.failed = True
+        self.crash()
+        self.failed = False
+        self.world.after(0.1, self.start_again, self.life)
+
+    def start_again(self, life: int) -> None:
+        if not self.up and self.life == life:
+            self.start()
 
     def _end(self) -> None:
         self.up = False
@@ -116,23 +161,53 @@ class Node:
     def execute(self, request: Request) -> Reply:
         """Run one operation and check the answer."""
         now = self.enter()
-        reply = self.replica.execute(request)
+        try:
+            reply = self.replica.execute(request)
+        except StorageError as error:
+            self.fail(error)
+            raise
         self.world.tell(f"{self.name} {request} -> {reply!r} at {self.store.last_timestamp}")
         self.world.count("operations")
         self.perform(self.replicator.local_write(now))
         return reply
 
+    def wait(self, count: int) -> None:
+        """Ask how many regions hold what was written here."""
+        now = self.enter()
+        timestamp = self.store.last_timestamp
+        # Known before the answer, which may be among the effects.
+        self.waits.append(timestamp)
+        _, effects = self.replicator.wait(now, timestamp, count, now + self.world.random.choice((0.05, 1.0)))
+        self.perform(effects)
+
+    def _check_wait(self, token: int, regions: int) -> None:
+        """Those that are said to hold it do; one that is down, or may lose what it had acknowledged, counts as if."""
+        dot = Dot(self.waits[token - 1], self.store.origin)
+        holders = [
+            peer
+            for peer in self.peers
+            if not peer.up or peer.store.durability != "always" or covers(peer.store.applied, dot)
+        ]
+        assert regions <= len(holders), f"{self.name}: {regions} regions are said to hold {dot}, but {holders} do"
+        self.world.count("waits")
+
     def reap(self) -> None:
         """Remove keys that are past their deadline; each is an update like any other."""
         now = self.enter()
-        self.world.count("reaped", self.replica.reap(tuple(self.history.effects)))
+        try:
+            self.world.count("reaped", self.replica.reap(tuple(self.history.effects)))
+        except StorageError as error:
+            self.fail(error)
+            return
         self.perform(self.replicator.local_write(now))
 
     # The shell of the replication machine.
 
     def perform(self, effects: list[Effect]) -> None:
+        life = self.life
         for effect in effects:
-            self._perform(effect)
+            if self._lives(life):
+                self._perform(effect)
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -153,6 +228,8 @@ class Node:
             case Persist():
                 # A sync takes its time, and a crash may come before its end.
                 self.world.after(self.world.random.choice((0.0, 0.002, 0.03)), self._persist, self.life)
+            case Resolve(token, regions):
+                self._check_wait(token, regions)
             case Resume(number):
                 self.world.after(0.0, self._resume, self.life, number)
             case Log(level, event, message):
@@ -160,7 +237,9 @@ class Node:
                 self.errors.add(event)
                 self.world.tell(f"{self.name} logs [{level}] {event}: {message}")
             case Fail(error):
-                raise error
+                if not isinstance(error, StorageError):
+                    raise error
+                self.fail(error)
 
     def _lives(self, life: int) -> bool:
         return self.up and self.life == life
@@ -173,7 +252,11 @@ class Node:
     def _persist(self, life: int) -> None:
         if self._lives(life):
             now = self.enter()
-            self.store.commit()
+            try:
+                self.store.commit()
+            except StorageError as error:
+                self.fail(error)
+                return
             self.perform(self.replicator.persisted(now))
 
     def _resume(self, life: int, number: int) -> None:

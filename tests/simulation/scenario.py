@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from everwrite.errors import StorageError
 from tests.reference.history import History
 from tests.reference.model import normal
 from tests.reference.vocabulary import Dot, Request, Vector, Verb, covers
@@ -101,10 +102,15 @@ class Scenario:
             request = node.replica.make_request(self.random, self.random.choice(KEYS))
             if self.random.random() < self.plan.heavy:
                 request = Request(Verb.SET, HEAVY_KEY, values=(self.random.randbytes(HEAVY_BYTES),))
-            node.execute(request)
+            try:
+                node.execute(request)
+            except StorageError:
+                return  # the outcome is unknown, and the node is down
             dot = Dot(node.store.last_timestamp, node.store.origin)
             if node.store.durability == "always" and dot.timestamp > issued:
                 self.promised.append(dot)
+        if self.random.random() < 0.1:
+            node.wait(self.random.randint(1, self.plan.regions - 1))
 
     def pair(self) -> list[Node]:
         return self.random.sample(self.nodes, 2)
@@ -153,7 +159,14 @@ class Scenario:
         """What `interval` does now and then."""
         node = self.random.choice(self.nodes)
         if node.up:
-            node.disk.sync(node.store)
+            try:
+                node.disk.sync(node.store)
+            except StorageError as error:
+                node.fail(error)
+
+    def fail_disk(self) -> None:
+        """One of the next writes or syncs of a log fails."""
+        self.random.choice(self.nodes).disk.fail()
 
     def jump_clock(self) -> None:
         """A clock goes wrong, maybe far beyond the bound, until somebody sets it right."""
@@ -175,6 +188,7 @@ class Scenario:
         """Heal everything and wait until nobody lacks anything."""
         for one, skew_ms in zip(self.nodes, self.plan.skew_ms, strict=True):
             one.skew_ms = skew_ms
+            one.disk.heal()
             for other in one.peers:
                 self.network.heal(one, other)
             self.start(one)
@@ -196,6 +210,8 @@ class Scenario:
         for node in self.nodes:
             for what in ("pulls", "resyncs", "tables"):
                 self.world.count(what, node.store.statistics().get(what, 0))
+        registers = [list(node.store.system_items(b"")) for node in self.nodes]
+        assert all(each == registers[0] for each in registers), f"the system registers differ: {registers}"
         applied: Vector = dict(self.nodes[0].store.applied)
         lost = [dot for dot in self.promised if not covers(applied, dot)]
         assert not lost, f"answered with durability always, and lost: {lost}"
@@ -226,6 +242,7 @@ FAULTS: tuple[Callable[[Scenario], None], ...] = (
     Scenario.crash,
     Scenario.stop,
     Scenario.sync,
+    Scenario.fail_disk,
     Scenario.jump_clock,
     Scenario.reap,
 )
