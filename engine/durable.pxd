@@ -31,6 +31,8 @@ cdef class DurableKeyspace(ScannedKeyspace):
     cdef dict durable_vector
     cdef object thread
     cdef object wake
+    cdef object compaction_thread
+    cdef object compaction_wake
     cdef object failure                 # the exception behind a sticky failure
     cdef int64_t last_sync_ms
     cdef uint64_t torn_bytes            # cut off the log's end at the last open

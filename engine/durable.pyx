@@ -88,9 +88,11 @@ cdef class DurableKeyspace(ScannedKeyspace):
         self.closed = False
         if background:
             self.wake = threading.Event()
-            self.thread = threading.Thread(
-                target=_background, args=(weakref.ref(self), self.wake), name="everwrite-maintenance", daemon=True
-            )
+            self.thread = _thread(self, "maintain", self.wake, 0.1)
+            # Apart, so that a long compaction doesn't hold up the flush that writers may be waiting for.
+            self.compaction_wake = threading.Event()
+            self.compaction_thread = _thread(self, "compact", self.compaction_wake, 1.0)
+            self.compaction_thread.start()
             self.thread.start()
 
     # ---- opening and closing ----
@@ -227,8 +229,10 @@ cdef class DurableKeyspace(ScannedKeyspace):
         self.closed = True
         if self.thread is not None:
             self.wake.set()
-            if self.thread is not threading.current_thread():
-                self.thread.join()
+            self.compaction_wake.set()
+            for thread in (self.thread, self.compaction_thread):
+                if thread is not threading.current_thread():
+                    thread.join()
         try:
             if not self.failed:
                 self._check(self._write_log(True))
@@ -409,9 +413,10 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self.unlock()
 
     def maintain(self):
-        """What the background thread does ten times a second; call it when opened with `background=False`.
+        """What the background threads do, ten times a second; call it when opened with `background=False`.
 
-        Extends the clock's bound, syncs (durability `interval`), flushes frozen tables, cuts the log, compacts.
+        Extends the clock's bound, syncs (durability `interval`), flushes frozen tables, cuts the log; without
+        threads it compacts, too.
         """
         cdef int status
         cdef int64_t now = self.clock.now_ms()
@@ -434,7 +439,12 @@ cdef class DurableKeyspace(ScannedKeyspace):
             # Overwrites don't grow the memory table, but the log that a restart would have to replay.
             self._freeze()
         self._flush_frozen()
-        self.lsm.compact()
+        if self.thread is None:
+            self.compact()
+
+    def compact(self):
+        """Merge table files when there are too many. Returns whether there were."""
+        return bool(self.lsm.compact())
 
     def closing(self):
         """Whether `close` was called."""
@@ -446,16 +456,22 @@ cdef class DurableKeyspace(ScannedKeyspace):
         return self.failure
 
 
-def _background(reference, wake):
-    """The maintenance thread: lives as long as its store is open and referenced."""
+def _thread(store, work, wake, interval):
+    return threading.Thread(
+        target=_background, args=(weakref.ref(store), work, wake, interval), name=f"everwrite-{work}", daemon=True
+    )
+
+
+def _background(reference, work, wake, interval):
+    """A background thread: lives as long as its store is open and referenced; does `work` every `interval` seconds."""
     while True:
-        wake.wait(0.1)
+        wake.wait(interval)
         wake.clear()
         store = reference()
         if store is None or store.closing():
             return
         try:
-            store.maintain()
+            getattr(store, work)()
         except BaseException as error:
             store._remember(error)
             return
