@@ -59,6 +59,10 @@ cdef struct Part:
 
 cdef int change_parse(Slice body, Change* change) noexcept nogil     # header only: OK or ERR_DECODE
 cdef int change_check(const Change* change) noexcept nogil           # every part well-formed: OK or ERR_DECODE
+# Of a change (or, with `state`, a full state without a dot) from outside: well-formed to the last byte?
+# *newest rises to its newest timestamp.
+cdef int change_validate(Slice body, bint state, uint64_t* newest) noexcept nogil
+cdef bint full_state_covers(const Change* change, Dot dot) noexcept nogil   # of a full state that is valid
 cdef int part_next(Reader* r, Part* part) noexcept nogil             # 1, 0 at the end, ERR_DECODE
 cdef Dot dot_at(const uint8_t* dots, size_t index) noexcept nogil
 cdef void floor_at(const uint8_t* floors, size_t index, Row* row) noexcept nogil

@@ -33,6 +33,7 @@ from everwrite.state cimport (
     element_decode,
     element_free,
     element_init,
+    head_context,
     head_decode,
     head_free,
     head_init,
@@ -240,3 +241,49 @@ cdef int put_clear(Buffer* into, int mask, const Row* rows, size_t size) noexcep
             failed |= put_u64(into, rows[i].origin)
             failed |= put_u64(into, rows[i].context)
     return failed
+
+
+cdef int change_validate(Slice body, bint state, uint64_t* newest) noexcept nogil:
+    """A change (or, with `state`, a dotless full state): well-formed to the last byte?"""
+    cdef Change change
+    cdef Reader r
+    cdef Part part
+    cdef Head head
+    cdef size_t i
+    cdef int status = change_parse(body, &change)
+    if status < 0:
+        return status
+    if state:
+        if change.dot.timestamp or not change.flags & ChangeFlag.CHANGE_FULL_STATE:
+            return Status.ERR_DECODE
+    elif change.dot.timestamp == 0:
+        return Status.ERR_DECODE
+    status = change_check(&change)
+    if status < 0:
+        return status
+    if change.dot.timestamp > newest[0]:
+        newest[0] = change.dot.timestamp
+    if change.flags & ChangeFlag.CHANGE_FULL_STATE:
+        r = reader_of(change.parts)
+        part_next(&r, &part)
+        head_init(&head)
+        status = head_decode(&head, part.value)
+        for i in range(head.size):
+            newest[0] = max(newest[0], max(head.rows[i].context, head.rows[i].counter))
+        if head.has_register:
+            newest[0] = max(newest[0], head.dot.timestamp)
+        head_free(&head)
+    return status
+
+
+cdef bint full_state_covers(const Change* change, Dot dot) noexcept nogil:
+    cdef Reader r = reader_of(change.parts)
+    cdef Part part
+    cdef Head head
+    cdef bint covered
+    part_next(&r, &part)
+    head_init(&head)
+    head_decode(&head, part.value)
+    covered = head_context(&head, dot.origin) >= dot.timestamp
+    head_free(&head)
+    return covered

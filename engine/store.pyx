@@ -5,7 +5,14 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from everwrite.change cimport CHANGE_FULL_STATE, Change, Part, change_check, change_parse, part_next, put_change
+from everwrite.change cimport (
+    CHANGE_FULL_STATE,
+    Change,
+    change_parse,
+    change_validate,
+    full_state_covers,
+    put_change,
+)
 from everwrite.clock cimport (
     Dot,
     Vector,
@@ -37,7 +44,7 @@ from everwrite.coding cimport (
 from everwrite.durable cimport DurableKeyspace
 from everwrite.keyspace cimport DUPLICATE, FRAME_CLAIM, FRAME_STATE
 from everwrite.lsm cimport LsmIterator
-from everwrite.state cimport SPACE_SYSTEM, SPACE_USER, Head, head_context, head_decode, head_free, head_init
+from everwrite.state cimport SPACE_SYSTEM, SPACE_USER
 from everwrite.status cimport Status
 from everwrite.wal_reader cimport WalReader
 
@@ -421,7 +428,7 @@ cdef class Store(DurableKeyspace):
             while True:
                 if not states:
                     body = get_slice(&group)
-                status = Status.ERR_DECODE if r.failed or group.failed else _check_body(body, states, newest)
+                status = Status.ERR_DECODE if r.failed or group.failed else change_validate(body, states, newest)
                 if status < 0:
                     return status
                 seen += 1
@@ -491,7 +498,7 @@ cdef class Store(DurableKeyspace):
         cdef bytes key = need.namespace_key
         cdef int status
         with nogil:
-            status = _check_body(given, True, &newest)
+            status = change_validate(given, True, &newest)
         if status == Status.OK:
             change_parse(given, &change)
             if change.key.data[: change.key.size] != key:
@@ -505,7 +512,7 @@ cdef class Store(DurableKeyspace):
             self.lock()
         try:
             self._check(Status.ERR_FAILED if self.failed else Status.OK)
-            if not _state_covers(&change, dot):
+            if not full_state_covers(&change, dot):
                 raise ProtocolError(
                     f"the state that the peer sent for key {key[1:]!r} lacks update {need.timestamp} of origin "
                     f"{need.origin:#018x}; nothing was applied"
@@ -574,49 +581,3 @@ cdef class Store(DurableKeyspace):
         }
         numbers.update(self.lsm.statistics())
         return numbers
-
-
-cdef int _check_body(Slice body, bint state, uint64_t* newest) noexcept nogil:
-    """A change (or, with `state`, a dotless full state): well-formed to the last byte?"""
-    cdef Change change
-    cdef Reader r
-    cdef Part part
-    cdef Head head
-    cdef size_t i
-    cdef int status = change_parse(body, &change)
-    if status < 0:
-        return status
-    if state:
-        if change.dot.timestamp or not change.flags & CHANGE_FULL_STATE:
-            return Status.ERR_DECODE
-    elif change.dot.timestamp == 0:
-        return Status.ERR_DECODE
-    status = change_check(&change)
-    if status < 0:
-        return status
-    if change.dot.timestamp > newest[0]:
-        newest[0] = change.dot.timestamp
-    if change.flags & CHANGE_FULL_STATE:
-        r = reader_of(change.parts)
-        part_next(&r, &part)
-        head_init(&head)
-        status = head_decode(&head, part.value)
-        for i in range(head.size):
-            newest[0] = max(newest[0], max(head.rows[i].context, head.rows[i].counter))
-        if head.has_register:
-            newest[0] = max(newest[0], head.dot.timestamp)
-        head_free(&head)
-    return status
-
-
-cdef bint _state_covers(const Change* change, Dot dot) noexcept nogil:
-    cdef Reader r = reader_of(change.parts)
-    cdef Part part
-    cdef Head head
-    cdef bint covered
-    part_next(&r, &part)
-    head_init(&head)
-    head_decode(&head, part.value)
-    covered = head_context(&head, dot.origin) >= dot.timestamp
-    head_free(&head)
-    return covered
