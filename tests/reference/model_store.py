@@ -17,6 +17,7 @@ from tests.reference.model import (
     Part,
     Row,
     apply_delta,
+    guard_holds,
     join,
     merge_vectors,
     number_shown,
@@ -354,6 +355,22 @@ class ModelStore:
             if need is not None:
                 return need
         return None
+
+    def needs(self, batch: bytes, limit: int) -> list[Need]:
+        """What `apply_batch` is going to need, as far as can be told: of each key for its first change in the batch."""
+        _, records = pickle.loads(batch)
+        first: dict[bytes, Record] = {}
+        for record in records:
+            if not covers(self.applied, record.delta.dot):
+                first.setdefault(record.delta.key, record)
+        lacking = [
+            Need(key, *reversed(record.delta.dot))
+            for key, record in first.items()
+            if record.state is None
+            and not covers(self.state(key).context, record.delta.dot)
+            and not guard_holds(self.state(key), record.delta)
+        ]
+        return lacking[:limit]
 
     def receive(self, record: Record) -> Need | None:
         """Apply a record of another store's log, unless it has been applied."""
