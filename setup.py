@@ -61,7 +61,12 @@ def extensions() -> list[Extension]:
 
 
 class BuildAndLink(build_ext):
-    """Builds the extensions, then links what an in-place build wrote beside the sources."""
+    """Builds the extensions on all cores, then links what an in-place build wrote beside the sources."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.parallel is None:
+            self.parallel = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
     def run(self) -> None:
         super().run()
