@@ -16,7 +16,7 @@ from tests.simulation.runner import SeedFailed, run_seed, run_seeds
 from tests.support import ROOT
 
 SEEDS = 1000
-DIRECT_SEEDS = 500
+DIRECT_SEEDS = 1000
 SEEDS_A_TEST = 50
 
 

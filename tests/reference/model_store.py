@@ -356,6 +356,11 @@ class ModelStore:
                 return need
         return None
 
+    def apply(self, batch: bytes) -> None:
+        """Apply a batch of `changes`, which never needs a pull."""
+        assert self.apply_batch(batch) is None
+        self.commit()
+
     def needs(self, batch: bytes, limit: int) -> list[Need]:
         """What `apply_batch` is going to need, as far as can be told: of each key for its first change in the batch."""
         _, records = pickle.loads(batch)
@@ -483,6 +488,7 @@ class ModelStream:
     def next_batch(self, max_changes: int = 100, max_bytes: int = 1 << 20) -> bytes | None:
         """The next batch, None when caught up."""
         base: Vector = {}
+        before = dict(self.sent)
         records: list[Record] = []
         while self.position < self.end and len(records) < max_changes:
             record = self.store.log[self.position]
@@ -492,6 +498,10 @@ class ModelStream:
                 base.setdefault(dot.origin, self.sent.get(dot.origin, 0))
                 self.sent[dot.origin] = dot.timestamp
                 records.append(record)
+        if self.store_ids is None:
+            # Whoever has all of this can apply the batch with nobody to pull from.
+            for origin, timestamp in before.items():
+                base.setdefault(origin, min(timestamp, self.store.applied.get(origin, 0)))
         self.changes += len(records)
         self.last_timestamp = records[-1].delta.dot.timestamp if records else 0
         return pickle.dumps((base, records)) if records else None

@@ -139,9 +139,17 @@ class Replica:
     def apply_batch(self, batch: bytes) -> Any:
         need = self.store.apply_batch(batch)
         if need is None:
-            for key, brought in self.history.shipments.get(batch, {}).items():
-                self.pulled.append(Pulled(None, key, brought))
+            self._unpack(batch)
         return need
+
+    def apply(self, batch: bytes) -> None:
+        """Apply a batch that is complete in itself."""
+        self.store.apply(batch)
+        self._unpack(batch)
+
+    def _unpack(self, batch: bytes) -> None:
+        for key, brought in self.history.shipments.get(batch, {}).items():
+            self.pulled.append(Pulled(None, key, brought))
 
     def receive(self, batch: bytes, sender: Replica) -> None:
         """Apply a batch, pulling what it needs from whoever sent it."""
