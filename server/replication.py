@@ -89,7 +89,7 @@ class Replicator:
     def start(self, now: float) -> list[Effect]:
         """Begin: announce this node's origin, dial every peer."""
         self._committed = dict(self._store.applied)
-        announce_origin(self._store, self.identity)
+        self._guard(now, None, lambda: announce_origin(self._store, self.identity))
         for peer in self.peers:
             peer.redial_at = now
         for peer in self.peers:

@@ -519,6 +519,17 @@ def test_a_failed_store_is_not_retried() -> None:
     assert len(eu.sent) == sent
 
 
+def test_a_store_that_fails_at_the_start_ends_the_node() -> None:
+    network = Network()
+    us = network.add("us", ["eu"])
+    us.halt()
+    us.store.entries.clear()  # so that there is a name to write
+    us.store.fail_commits = True
+    us.boot()
+    assert isinstance(us.failure, StorageError)
+    assert us.dials == set()
+
+
 def test_stop_says_goodbye() -> None:
     network, us, eu = two_regions()
     us.perform(us.replicator.stop(network.now))
