@@ -94,6 +94,9 @@ cdef void socket_addresses(int descriptor, char* peer, char* local) noexcept nog
 cdef void socket_end_output(int descriptor) noexcept nogil
 cdef void socket_refuse(int descriptor, const char* reply) noexcept nogil          # best effort, then close
 
+cdef int64_t monotonic_ns() noexcept nogil
+cdef int64_t unix_ms() noexcept nogil
+
 cdef int list_reserve(ConnectionList* list_, size_t capacity) noexcept nogil       # -1: out of memory
 cdef void list_free(ConnectionList* list_) noexcept nogil
 cdef inline void list_push(ConnectionList* list_, Connection* c) noexcept nogil:

@@ -18,7 +18,8 @@ from everwrite.server.resp import Error, Simple, Verbatim, encode
 
 if TYPE_CHECKING:
     from everwrite.database import Database
-    from everwrite.server.frontend import Client, Frontend
+    from everwrite.server.client import Client
+    from everwrite.server.frontend import Frontend
 
 __all__ = ["Control", "Host"]
 

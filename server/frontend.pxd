@@ -4,6 +4,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from everwrite.coding cimport Buffer
+from everwrite.server.client cimport Client
 from everwrite.server.commands cimport COMMANDS_MAX, Call, Command, Family
 from everwrite.server.connection cimport Connection, ConnectionList, Source
 from everwrite.server.cursors cimport Cursors
@@ -31,18 +32,6 @@ cdef struct Counters:
     uint64_t family_calls[4]
     uint64_t latency[4][LATENCY_BUCKETS]
     uint64_t latency_sum_ns[4]
-
-
-@cython.final
-cdef class Client:
-    cdef Connection* connection         # NULL once it is closed and reaped
-    cdef readonly uint64_t id
-    cdef readonly str address
-    cdef readonly str local_address
-    cdef readonly double created
-    cdef public str name
-    cdef public str lib_name
-    cdef public str lib_version
 
 
 @cython.final

@@ -2,41 +2,13 @@ import socket
 from collections.abc import Callable
 from typing import Any, Self, final
 
+from everwrite.server.client import Client
 from everwrite.store import Store
 
 TICK_WROTE: int
 TICK_MORE: int
 FAMILIES: tuple[str, ...]
 LATENCY_BOUNDS: tuple[float, ...]
-
-@final
-class Client:
-    id: int
-    name: str
-    lib_name: str
-    lib_version: str
-    address: str
-    local_address: str
-    created: float
-    protocol: int
-    def __init__(self, *args: object, **kwargs: object) -> None: ...
-    @property
-    def closed(self) -> bool: ...
-    @property
-    def last_write_timestamp(self) -> int: ...
-    @property
-    def commands(self) -> int: ...
-    @property
-    def last_command(self) -> str: ...
-    @property
-    def idle_seconds(self) -> float: ...
-    @property
-    def deferred(self) -> bool: ...
-    @property
-    def buffer_bytes(self) -> tuple[int, int]: ...
-    @property
-    def descriptor(self) -> int: ...
-    def close_after_reply(self) -> None: ...
 
 @final
 class Frontend:

@@ -15,7 +15,6 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
-from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport close, read, write
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -34,6 +33,7 @@ from everwrite.coding cimport (
     put_varint,
     reader_of,
 )
+from everwrite.server.client cimport Client
 from everwrite.server.commands cimport (
     check_call,
     find_command,
@@ -56,6 +56,7 @@ from everwrite.server.connection cimport (
     list_push,
     list_reserve,
     listener_accept,
+    monotonic_ns,
     output_waiting,
     socket_addresses,
     socket_end_output,
@@ -63,6 +64,7 @@ from everwrite.server.connection cimport (
     socket_receive,
     socket_refuse,
     socket_tune,
+    unix_ms,
 )
 from everwrite.server.cursors cimport cursors_free, cursors_init
 from everwrite.server.lookahead cimport Lookahead, look_ahead
@@ -90,6 +92,7 @@ cdef enum:
     ACCEPTS_MAX = 64
     COMMANDS_PER_TURN_MAX = 1024        # of one connection, before the others get theirs
     LINGERING_MAX = 64
+    HANDED_BYTES_MAX = 1 << 20          # arguments of one command that goes up to Python
     REPLY_BYTES_MIN = 1 << 20           # room for a reply that is left even when all buffers are full
 
 TICK_WROTE = 1
@@ -103,93 +106,6 @@ LATENCY_BOUNDS = (
 cdef int64_t latency_bounds_ns[LATENCY_BUCKETS]
 for _bucket in range(LATENCY_BUCKETS - 1):
     latency_bounds_ns[_bucket] = int(LATENCY_BOUNDS[_bucket] * 1e9)
-
-
-cdef int64_t _monotonic_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
-
-
-cdef int64_t _unix_ms() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_REALTIME, &now)
-    return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1000000
-
-
-@cython.final
-cdef class Client:
-    """A connected Redis client, as Python sees it; made when a command of it first goes up to Python.
-
-    Attributes: `id`; `name`, `lib_name`, `lib_version` (set by CLIENT SETNAME and SETINFO, "" until
-    then); `address` and `local_address` ("host:port"); `created` (Unix seconds).
-    """
-
-    def __init__(self):
-        raise TypeError("clients are made by a Frontend")
-
-    @property
-    def closed(self):
-        """Whether the connection is gone; its other properties keep their last sense or are zero."""
-        return self.connection == NULL or self.connection.state == ConnectionState.CONNECTION_DEAD
-
-    @property
-    def protocol(self):
-        """The RESP version that replies are written in: 2 or 3."""
-        return self.connection.protocol if self.connection != NULL else 2
-
-    @protocol.setter
-    def protocol(self, int version):
-        if version not in (2, 3):
-            raise ValueError(f"RESP version {version}: 2 and 3 are known")
-        if self.connection != NULL:
-            self.connection.protocol = version
-
-    @property
-    def last_write_timestamp(self):
-        """The store's timestamp after this connection's newest write, 0 before the first."""
-        return self.connection.last_write_timestamp if self.connection != NULL else 0
-
-    @property
-    def commands(self):
-        """Number of commands that the connection has sent."""
-        return self.connection.commands if self.connection != NULL else 0
-
-    @property
-    def last_command(self):
-        """Name of the newest known command, or ""."""
-        if self.connection == NULL or self.connection.last_command < 0:
-            return ""
-        return _TABLE[self.connection.last_command].name
-
-    @property
-    def idle_seconds(self):
-        """Seconds since the connection last sent anything."""
-        if self.connection == NULL:
-            return 0.0
-        return (_monotonic_ns() - self.connection.active_ns) / 1e9
-
-    @property
-    def deferred(self):
-        """Whether a reply is owed by `Frontend.reply`."""
-        return self.connection != NULL and bool(self.connection.deferred)
-
-    @property
-    def buffer_bytes(self):
-        """Memory of the connection's buffers: (input, output)."""
-        if self.connection == NULL:
-            return (0, 0)
-        return (self.connection.input.capacity, self.connection.output.capacity)
-
-    @property
-    def descriptor(self):
-        """The socket's file descriptor, or -1."""
-        return -1 if self.closed else self.connection.source.descriptor
-
-    def close_after_reply(self):
-        """Close the connection once its output is sent, with the reply to the current command."""
-        if self.connection != NULL and self.connection.state == ConnectionState.CONNECTION_OPEN:
-            self.connection.state = ConnectionState.CONNECTION_CLOSING
 
 
 @cython.final
@@ -217,7 +133,7 @@ cdef class Frontend:
         buffer_init(&self.handed_args)
         buffer_init(&self.scratch)
         self.received = <uint8_t*>malloc(RECEIVE_BYTES)
-        if self.received == NULL or cursors_init(&self.cursors, _unix_ms()) < 0:
+        if self.received == NULL or cursors_init(&self.cursors, unix_ms()) < 0:
             raise MemoryError("out of memory")
         self.poller = poller_open()
         if self.poller < 0:
@@ -416,7 +332,7 @@ cdef class Frontend:
 
     cdef bint _rounds(self, int* left) noexcept nogil:
         """Run rounds until nothing is ready (False), or the limits are reached or Python is needed (True)."""
-        cdef int64_t start = _monotonic_ns()
+        cdef int64_t start = monotonic_ns()
         while left[0] > 0:
             left[0] -= 1
             if self._round() == 0:
@@ -441,7 +357,7 @@ cdef class Frontend:
         if count == 0 and resumed == 0:
             return 0
         self.counters.rounds += 1
-        self.now_ns = _monotonic_ns()
+        self.now_ns = monotonic_ns()
         memset(self.round_calls, 0, sizeof(self.round_calls))
         # Those that become ready again in this round are for the next one.
         for r in range(resumed):
@@ -506,7 +422,7 @@ cdef class Frontend:
                     continue
             self._flush(c)
         self.touched.size = 0
-        elapsed = _monotonic_ns() - self.now_ns
+        elapsed = monotonic_ns() - self.now_ns
         for family in range(<int>Family.FAMILY_CONTROL):
             if self.round_calls[family]:
                 self._count_latency(family, self.round_calls[family], elapsed)
@@ -561,7 +477,7 @@ cdef class Frontend:
         self.newest_id += 1
         self.counters.connections_received += 1
         c.interest = Interest.WATCH_READ
-        c.created_ms = _unix_ms()
+        c.created_ms = unix_ms()
         c.active_ns = self.now_ns
         socket_tune(descriptor)
         socket_addresses(descriptor, c.peer, c.local)
@@ -764,11 +680,14 @@ cdef class Frontend:
         cdef int failed = put_varint(&self.handed_args, c.parser.count)
         for i in range(c.parser.count):
             failed |= put_slice(&self.handed_args, c.parser.args[i])
-        if failed:
-            self.handed_args.size = mark
-            c.replies += 1
-            reply_error(&self.reply_writer, b"OOM out of memory; the command was not run")
-            return
+            if failed or self.handed_args.size - mark > HANDED_BYTES_MAX:
+                self.handed_args.size = mark
+                c.replies += 1
+                if failed:
+                    reply_error(&self.reply_writer, b"OOM out of memory; the command was not run")
+                else:
+                    reply_error(&self.reply_writer, b"ERR the arguments are longer than this command takes")
+                return
         c.deferred = c.handed = True
         list_push(&self.handed, c)
 
@@ -862,7 +781,7 @@ cdef class Frontend:
             c.handed = False
             if answer is None or c.state == ConnectionState.CONNECTION_DEAD:
                 continue
-            self._count_latency(Family.FAMILY_CONTROL, 1, _monotonic_ns() - self.now_ns)
+            self._count_latency(Family.FAMILY_CONTROL, 1, monotonic_ns() - self.now_ns)
             c.deferred = False
             self._append(c, answer)
             if c.state != ConnectionState.CONNECTION_DEAD:

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 import everwrite
 from everwrite.memory_files import MemoryFiles
-from everwrite.server.frontend import LATENCY_BOUNDS, TICK_MORE, TICK_WROTE, Client, Frontend
+from everwrite.server.client import Client
+from everwrite.server.frontend import LATENCY_BOUNDS, TICK_MORE, TICK_WROTE, Frontend
 from everwrite.server.frontend_loop import close_frontend, serve_frontend
 from tests.serving import Peer, Serving, request, served, serving, ticking
 from tests.support import eventually, eventually_async
@@ -292,6 +293,15 @@ def test_the_error_is_delivered_although_more_was_sent(host: Serving) -> None:
         assert peer.reply() == b"-ERR Protocol error: invalid bulk length\r\n"
         assert peer.ended()
     run(host, lambda: host.frontend.connected_clients == 0)
+
+
+def test_commands_for_python_take_short_arguments(host: Serving) -> None:
+    """They become Python objects, so a request of 256 MiB must not."""
+    with host.connect() as peer:
+        peer.send(request("INFO", "x" * 700_000, "x" * 700_000) + request("PING"))
+        run(host, lambda: "ping" in host.frontend.statistics()["commands"])
+        assert peer.reply() == b"-ERR the arguments are longer than this command takes\r\n"
+        assert peer.reply() == b"+PONG\r\n"
 
 
 def test_http_is_turned_away(host: Serving) -> None:
