@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import everwrite
 from everwrite.server.http_app import BODIES_BYTES_MAX, KEY_BYTES_MAX, TTL_SECONDS_MAX, VALUE_BYTES_MAX, make_app
 from tests.fake_node import DISK_ERROR, FakeNode
 from tests.http_support import headers_of, parse, serve_bytes
@@ -219,3 +222,63 @@ def test_the_page_lists_every_route_and_error_code() -> None:
     assert codes == set(re.findall(r"^\| \d+ \| `(\w+)` \|", page, re.MULTILINE))
     for limit in (str(TTL_SECONDS_MAX), "64 KiB", "64 MiB"):
         assert limit in page
+
+
+class StoreNode(FakeNode):
+    """A node with a real store below it."""
+
+    def __init__(self, store: everwrite.Database) -> None:
+        super().__init__()
+        self.store = store  # type: ignore[assignment]
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[StoreNode]:
+    """A node on an empty store."""
+    with everwrite.open(tmp_path / "store", durability="os") as store:
+        yield StoreNode(store)
+
+
+@pytest.mark.parametrize("key", [b"", b"a/why", bytes(range(256)), b"k" * KEY_BYTES_MAX])
+def test_the_store_takes_every_key_that_is_let_through(real: StoreNode, key: bytes) -> None:
+    target = f"/v1/keys/{quote_from_bytes(key, safe='')}"
+    assert call(real, "PUT", target, b"value") == (204, None)
+    assert real.store[key] == b"value"
+    assert raw(real, "GET", target)[2] == b"value"
+    assert call(real, "DELETE", target) == (204, None)
+    assert error(real, "GET", target)[:2] == (404, "not_found")
+
+
+def test_the_store_takes_a_value_of_the_greatest_size(real: StoreNode) -> None:
+    value = b"v" * VALUE_BYTES_MAX
+    assert call(real, "PUT", "/v1/keys/a", value) == (204, None)
+    assert real.store[b"a"] == value
+
+
+def test_counters_read_as_decimal_text_and_collections_not_at_all(real: StoreNode) -> None:
+    store: Any = real.store
+    store.counter(b"counter").increment(-42)
+    store.set(b"set").add(b"member")
+    store.map(b"map")[b"field"] = b"value"
+    assert raw(real, "GET", "/v1/keys/counter")[2] == b"-42"
+    for kind in ("set", "map"):
+        status, answer = call(real, "GET", f"/v1/keys/{kind}")
+        assert (status, answer["error"]["code"], answer["error"]["type"]) == (409, "wrong_type", kind)
+        assert call(real, "GET", f"/v1/keys/{kind}/why")[1]["type"] == kind
+        assert call(real, "PUT", f"/v1/keys/{kind}", b"text") == (204, None)
+        assert raw(real, "GET", f"/v1/keys/{kind}")[2] == b"text"
+
+
+def test_a_ttl_shows_as_a_deadline_and_a_put_without_one_removes_it(real: StoreNode) -> None:
+    before = real.store.wall_ms()  # type: ignore[attr-defined]
+    call(real, "PUT", "/v1/keys/a?ttl=1000", b"v")
+    deadline = call(real, "GET", "/v1/keys/a/why")[1]["expires_at_ms"]
+    assert deadline - before >= 1_000_000
+    call(real, "PUT", "/v1/keys/a", b"v")
+    assert call(real, "GET", "/v1/keys/a/why")[1]["expires_at_ms"] is None
+
+
+def test_a_closed_store_is_unavailable(real: StoreNode) -> None:
+    real.store.close()  # type: ignore[attr-defined]
+    assert error(real, "GET", "/v1/keys/a")[:2] == (503, "unavailable")
+    assert error(real, "PUT", "/v1/keys/a", b"v")[:2] == (503, "unavailable")
