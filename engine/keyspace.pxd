@@ -25,6 +25,10 @@ cdef enum FrameKind:
     FRAME_STATE = 2        # a full state without a dot, from a resync
     FRAME_CLAIM = 3        # varint count + dots: after a resync, this vector is applied
 
+cdef enum:
+    # Updates that are logged together, encoded. Below what a batch may hold (batch.MAX_BATCH_BODY).
+    GROUP_BYTES_LIMIT = 144 << 20
+
 cdef enum Merge:
     MERGED = 0
     DUPLICATE = 1          # the context covers it already

@@ -203,7 +203,11 @@ cdef class Keyspace:
 
     cdef int delta_end(self) noexcept nogil:
         cdef Change change
-        cdef int status = change_parse(buffer_slice(&self.delta), &change)
+        cdef int status
+        # What other stores could not take in one batch must not get into the log.
+        if self.group.size + self.delta.size > GROUP_BYTES_LIMIT:
+            return Status.ERR_TOO_LARGE
+        status = change_parse(buffer_slice(&self.delta), &change)
         if status < 0:
             return self._fail(Status.ERR_MEMORY)
         status = self.merge(&change)

@@ -95,7 +95,9 @@ cdef object _exception(int status):
         Status.ERR_WRONG_TYPE: (errors.WrongTypeError, "the key holds a value of another type"),
         Status.ERR_NOT_INTEGER: (errors.NotAnIntegerError, "the value is not a 64-bit integer"),
         Status.ERR_OVERFLOW: (errors.OverflowError, "the result would leave the 64-bit integer range"),
-        Status.ERR_TOO_LARGE: (errors.TooLargeError, "a key is over 65,536 bytes or a value over 64 MiB"),
+        Status.ERR_TOO_LARGE: (
+            errors.TooLargeError, "a key is over 65,536 bytes, a value over 64 MiB, or an update over 144 MiB in all"
+        ),
         Status.ERR_DECODE: (errors.ProtocolError, "malformed bytes: nothing was applied"),
         Status.ERR_GUARD: (errors.ProtocolError, "the change builds on updates that this store lacks"),
         Status.ERR_CUT: (errors.LogCutError, "the log was cut past this reader's position; a full resync is needed"),

@@ -15,7 +15,8 @@ from everwrite.server.messages import Message
 
 __all__ = ["FRAME_BYTES_MAX", "HELLO_BYTES_MAX", "FrameDecoder", "OversizedError", "encode"]
 
-FRAME_BYTES_MAX: Final = 64 << 20
+# A batch of the greatest size (160 MiB) that can't be compressed, and what surrounds it.
+FRAME_BYTES_MAX: Final = 161 << 20
 HELLO_BYTES_MAX: Final = 64 << 10
 
 _LENGTH: Final = struct.Struct("<I")

@@ -23,7 +23,7 @@ cdef enum Limit:
     BULK_BYTES_MAX = 64 << 20
     INLINE_BYTES_MAX = 64 << 10
     HEADER_BYTES_MAX = 32           # digits and sign of a count or length
-    REQUEST_BYTES_MAX = 256 << 20   # one command with its framing
+    REQUEST_BYTES_MAX = 96 << 20    # one command with its framing
     REPLY_BYTES_MAX = 512 << 20     # one reply
 
 

@@ -146,7 +146,7 @@ cdef int _multibulk(Parser* p, const uint8_t* data, size_t size) noexcept nogil:
             ):
                 return _fail(p, b"Protocol error: invalid bulk length")
             if end + 4 + <size_t>value > Limit.REQUEST_BYTES_MAX:
-                return _fail(p, b"Protocol error: request over 268435456 bytes")
+                return _fail(p, b"Protocol error: request over 100663296 bytes")
             p.bulk = value
             p.scanned = end + 2
         if size - p.scanned < <size_t>p.bulk + 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -71,3 +72,11 @@ def test_a_value_put_over_http_replicates(lab: Lab) -> None:
     client.set("over-http", "old")
     assert put(lab.port(source, "http"), "/v1/keys/over-http", b"new") == 204
     eventually(lambda: http_get(lab.port(target, "http"), "/v1/keys/over-http") == (200, b"new"))
+
+
+def test_a_value_of_the_greatest_size_replicates(lab: Lab) -> None:
+    source, target, _ = REGIONS
+    value = random.Random(1).randbytes(64 << 20)
+    assert put(lab.port(source, "http"), "/v1/keys/largest", value) == 204
+    eventually(lambda: http_get(lab.port(target, "http"), "/v1/keys/largest") == (200, value))
+    lab.client(source).delete("largest")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 ARGUMENTS_MAX = 1 << 20
 BULK_BYTES_MAX = 64 << 20
 INLINE_BYTES_MAX = 64 << 10
-REQUEST_BYTES_MAX = 256 << 20
+REQUEST_BYTES_MAX = 96 << 20
 HEADER_BYTES_MAX = 33
 
 BLANKS = b" \t\n\v\f\r"
