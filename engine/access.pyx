@@ -151,36 +151,40 @@ def increment(Store store not None, bytes key not None, int64_t amount):
     return result
 
 
-def set_add(Store store not None, bytes key not None, elements):
-    """Add elements (a list of bytes) to a set. Returns how many are new."""
-    cdef int64_t added = 0
-    cdef int status
-    cdef size_t count = len(elements)
+cdef int64_t _change_elements(Store store, bytes key, items, int kind, bint removes) except? -1:
+    """Add or remove elements (or, to a map, add pairs). Returns how many that made or ended."""
+    cdef int64_t changed = 0
+    cdef int status = Status.OK
+    cdef size_t count = len(items)
     cdef Slice name = _slice(key)
-    cdef Slice* items = _slices(elements)
+    cdef Slice* slices = _slices(items)
     with nogil:
         store.lock()
-        status = store.op_set_add(name, items, count, &added) if count else Status.OK
+        if count == 0:
+            status = Status.ERR_FAILED if store.failed else Status.OK
+        elif kind == KIND_SET:
+            if removes:
+                status = store.op_set_remove(name, slices, count, &changed)
+            else:
+                status = store.op_set_add(name, slices, count, &changed)
+        elif removes:
+            status = store.op_map_remove(name, slices, count, &changed)
+        else:
+            status = store.op_map_set(name, slices, count // 2, &changed)
         store.unlock()
-    free(items)
+    free(slices)
     store._checked_commit(status)
-    return added
+    return changed
+
+
+def set_add(Store store not None, bytes key not None, elements):
+    """Add elements (a list of bytes) to a set. Returns how many are new."""
+    return _change_elements(store, key, elements, KIND_SET, False)
 
 
 def set_remove(Store store not None, bytes key not None, elements):
     """Remove elements (a list of bytes) from a set. Returns how many were there."""
-    cdef int64_t removed = 0
-    cdef int status
-    cdef size_t count = len(elements)
-    cdef Slice name = _slice(key)
-    cdef Slice* items = _slices(elements)
-    with nogil:
-        store.lock()
-        status = store.op_set_remove(name, items, count, &removed)
-        store.unlock()
-    free(items)
-    store._checked_commit(status)
-    return removed
+    return _change_elements(store, key, elements, KIND_SET, True)
 
 
 def set_contains(Store store not None, bytes key not None, bytes element not None):
@@ -237,18 +241,7 @@ def elements(Store store not None, bytes key not None, str of, bytes start=b"", 
 
 def map_set(Store store not None, bytes key not None, items):
     """Set fields of a map; `items` is a flat list: field, value, field, value. Returns how many fields are new."""
-    cdef int64_t added = 0
-    cdef int status
-    cdef size_t count = len(items) // 2
-    cdef Slice name = _slice(key)
-    cdef Slice* pairs = _slices(items)
-    with nogil:
-        store.lock()
-        status = store.op_map_set(name, pairs, count, &added) if count else Status.OK
-        store.unlock()
-    free(pairs)
-    store._checked_commit(status)
-    return added
+    return _change_elements(store, key, items, KIND_MAP, False)
 
 
 def map_get(Store store not None, bytes key not None, bytes field not None):
@@ -268,18 +261,7 @@ def map_get(Store store not None, bytes key not None, bytes field not None):
 
 def map_remove(Store store not None, bytes key not None, fields):
     """Remove fields (a list of bytes) from a map. Returns how many were there."""
-    cdef int64_t removed = 0
-    cdef int status
-    cdef size_t count = len(fields)
-    cdef Slice name = _slice(key)
-    cdef Slice* items = _slices(fields)
-    with nogil:
-        store.lock()
-        status = store.op_map_remove(name, items, count, &removed)
-        store.unlock()
-    free(items)
-    store._checked_commit(status)
-    return removed
+    return _change_elements(store, key, fields, KIND_MAP, True)
 
 
 def map_increment(Store store not None, bytes key not None, bytes field not None, int64_t amount):
