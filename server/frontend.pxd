@@ -76,6 +76,7 @@ cdef class Frontend:
     cdef int64_t now_ns
 
     cdef int _round(self) noexcept nogil
+    cdef void _serve(self, int count) noexcept nogil
     cdef bint _rounds(self, int* left) noexcept nogil
     cdef void _finish_round(self) noexcept nogil
     cdef void _count_latency(self, int family, uint64_t calls, int64_t nanoseconds) noexcept nogil

@@ -91,6 +91,7 @@ cdef enum:
     TICK_NS_MAX = 2000000
     ACCEPTS_MAX = 64
     COMMANDS_PER_TURN_MAX = 1024        # of one connection, before the others get theirs
+    GATHERS_MAX = 4
     LINGERING_MAX = 64
     HANDED_BYTES_MAX = 1 << 20          # arguments of one command that goes up to Python
     REPLY_BYTES_MIN = 1 << 20           # room for a reply that is left even when all buffers are full
@@ -345,11 +346,9 @@ cdef class Frontend:
 
     cdef int _round(self) noexcept nogil:
         """Receive, execute, commit, send. Returns how many sources had work."""
-        cdef int count, i
+        cdef int count, more, gathered = 0
         cdef size_t r, resumed
-        cdef Source* source
         cdef Connection* c
-        cdef char drained[64]
         count = poller_take(self.poller, self.events, POLL_EVENTS_MAX)
         if count < 0:
             count = 0
@@ -369,6 +368,24 @@ cdef class Frontend:
             for r in range(resumed, self.ready.size):
                 self.ready.items[r - resumed] = self.ready.items[r]
             self.ready.size -= resumed
+        self._serve(count)
+        # A commit costs far more than a look at the poller: let those join it that have become ready meanwhile.
+        while gathered < GATHERS_MAX and self.locked and self.store.last_timestamp() != self.round_timestamp:
+            more = poller_take(self.poller, self.events, POLL_EVENTS_MAX)
+            if more <= 0:
+                break
+            self._serve(more)
+            count += more
+            gathered += 1
+        self._finish_round()
+        return count + <int>resumed
+
+    cdef void _serve(self, int count) noexcept nogil:
+        """Handle the first `count` events that the poller reported."""
+        cdef int i
+        cdef Source* source
+        cdef Connection* c
+        cdef char drained[64]
         for i in range(count):
             source = <Source*>self.events[i].owner
             if source.kind == SourceKind.SOURCE_CLIENT:
@@ -382,8 +399,6 @@ cdef class Frontend:
             else:
                 while read(source.descriptor, drained, sizeof(drained)) == <ssize_t>sizeof(drained):
                     pass
-        self._finish_round()
-        return count + <int>resumed
 
     cdef void _finish_round(self) noexcept nogil:
         """Commit what the round wrote, then send its replies."""
