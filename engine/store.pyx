@@ -54,6 +54,7 @@ from everwrite.need import Need
 from everwrite.stream import Stream
 cdef enum Tuning:
     RESYNC_BATCH = 1 << 20       # bytes of states a resync batch
+    RESYNCS_OPEN = 64            # resyncs whose batches are remembered until their claim; the oldest are forgotten
 
 
 cdef class Store(DurableKeyspace):
@@ -161,7 +162,7 @@ cdef class Store(DurableKeyspace):
         cdef Buffer body
         cdef int status
         claim = self.applied_dict()
-        resync = self.clock.last
+        resync = self._name_resync()
         start = bytes([SPACE_SYSTEM])
         while start is not None:
             with nogil:
@@ -185,6 +186,16 @@ cdef class Store(DurableKeyspace):
                 batches += 1
         spans = [(origin, 0, timestamp) for origin, timestamp in claim.items()]
         yield encode_batch(CLAIM, spans, batches, b"", resync=resync, index=batches)
+
+    def _name_resync(self):
+        """A number that no other resync has: two that reach a store together must not be taken for one."""
+        cdef uint64_t moment
+        with nogil:
+            self.lock()
+            moment = self.clock.tick()
+            self.unlock()
+        # Clocks that have seen the same update agree to the bit, hence the origin; odd factors lose nothing.
+        return (moment * 0x9E3779B97F4A7C15 ^ self.own_origin) & 0xFFFFFFFFFFFFFFFF
 
     cdef object _collect_states(self, bytes start, const Vector* held, Buffer* body):
         """Up to RESYNC_BATCH bytes of states from the entry key `start` on: (next start or None, count)."""
@@ -317,6 +328,8 @@ cdef class Store(DurableKeyspace):
             self._check(status)
             if states:
                 self.resync.setdefault(envelope.resync, set()).add(envelope.index)
+                while len(self.resync) > Tuning.RESYNCS_OPEN:
+                    del self.resync[next(iter(self.resync))]
             for span in envelope.spans:
                 if vector_raise(&self.applied, span.origin, span.upto) < 0:
                     raise MemoryError("out of memory for a version vector")
@@ -409,7 +422,7 @@ cdef class Store(DurableKeyspace):
             self.failed = Status.ERR_MEMORY
             self._check(Status.ERR_MEMORY)
         self.resyncs += 1
-        self.resync.clear()
+        self.resync.pop(envelope.resync, None)
         # The log before this point lacks what was claimed: no stream may start there.
         self.log_index = [(self.wal.end, vector_dict(&self.applied))]
 

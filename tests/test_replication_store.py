@@ -151,6 +151,34 @@ def test_a_cut_log_is_made_up_for_by_whole_states() -> None:
     assert us.db.applied == eu.db.applied
 
 
+def test_resyncs_from_two_stores_at_once_are_both_taken() -> None:
+    stores = [
+        everwrite.open("/data", files=MemoryFiles(), background=False, store_id=number, now_ms=10**12)
+        for number in (1, 2, 3)
+    ]
+    us, eu, ap = stores
+    us[b"us"] = b"value"
+    for batch in us.changes({}):
+        eu.apply(batch)
+    eu[b"eu"] = b"value"
+    for batch in eu.changes(us.applied):
+        us.apply(batch)
+    # Both have seen the same updates, so that their clocks agree.
+    batches = [list(store.resync_batches({})) for store in (us, eu)]
+    assert len(batches[0]) == len(batches[1]) == 2
+    # A claim counts for the states of its own resync alone.
+    assert ap.apply_batch(batches[0][0]) is None
+    with pytest.raises(everwrite.GapError):
+        ap.apply_batch(batches[1][1])
+    assert ap.apply_batch(batches[1][0]) is None
+    assert ap.apply_batch(batches[0][1]) is None
+    assert ap.apply_batch(batches[1][1]) is None
+    assert ap.applied == eu.applied == us.applied
+    assert ap.statistics()["resyncs"] == 2
+    for store in stores:
+        store.close()
+
+
 def test_a_lost_tail_comes_back_from_its_peer() -> None:
     network, [us, eu] = regions("us", "eu", durability="os")
     eu.writes()[b"kept"] = b"value"
