@@ -27,3 +27,5 @@ cdef int poller_change(int poller, int descriptor, void* owner, int interest) no
 cdef int poller_remove(int poller, int descriptor) noexcept nogil
 # The number of events, at most `capacity` (and POLL_EVENTS_MAX); doesn't wait.
 cdef int poller_take(int poller, PollEvent* events, int capacity) noexcept nogil
+# Wait until anything is ready, for less than a second. True: something is.
+cdef bint poller_pause(int poller, long nanoseconds) noexcept nogil

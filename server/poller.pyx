@@ -20,6 +20,18 @@ cdef extern from "<sys/epoll.h>" nogil:
     uint32_t EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP
 
 
+cdef extern from "<poll.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int ppoll(pollfd* descriptors, unsigned long count, const timespec* timeout, const void* signals)
+    short POLLIN
+
+
 cdef int poller_open() noexcept nogil:
     return epoll_create1(EPOLL_CLOEXEC)
 
@@ -60,3 +72,13 @@ cdef int poller_take(int poller, PollEvent* events, int capacity) noexcept nogil
         events[i].readable = (found[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0
         events[i].writable = (found[i].events & (EPOLLOUT | EPOLLERR)) != 0
     return count
+
+
+cdef bint poller_pause(int poller, long nanoseconds) noexcept nogil:
+    cdef pollfd watched
+    cdef timespec timeout
+    watched.fd = poller
+    watched.events = POLLIN
+    timeout.tv_sec = 0
+    timeout.tv_nsec = nanoseconds
+    return ppoll(&watched, 1, &timeout, NULL) > 0
