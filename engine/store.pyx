@@ -184,7 +184,8 @@ cdef class Store(DurableKeyspace):
             if count:
                 yield encode_batch(STATES, [], count, data, resync=resync, index=batches)
                 batches += 1
-        spans = [(origin, 0, timestamp) for origin, timestamp in claim.items()]
+        # Only for whoever holds `since`: states that it covers weren't sent.
+        spans = [(origin, min(since.get(origin, 0), upto), upto) for origin, upto in claim.items()]
         yield encode_batch(CLAIM, spans, batches, b"", resync=resync, index=batches)
 
     def _name_resync(self):
@@ -393,7 +394,7 @@ cdef class Store(DurableKeyspace):
                     f"the batch has updates of this store's own origin {span.origin:#018x} up to {span.upto}, which it "
                     "never made: two stores share an origin (was the directory copied while open?)"
                 )
-            if envelope.kind == CHANGES and span.after > held:
+            if span.after > held:
                 raise GapError(span.origin, held, span.after)
         if envelope.kind == CLAIM and not set(range(envelope.count)) <= self.resync.get(envelope.resync, set()):
             for span in envelope.spans:

@@ -44,9 +44,9 @@ STEPS = st.lists(
 def sync(sender: Replica, receiver: Replica, limit: int = 10**6) -> list[bytes]:
     """Stream what the receiver lacks of the sender's own updates and its own lost ones, `limit` changes at most."""
     own = {replica.store.origin >> LOGICAL_BITS for replica in (sender, receiver)}
-    stream = sender.store.open_stream(receiver.store.applied, own)
+    stream = sender.open_stream(receiver.store.applied, own)
     batches = []
-    while limit > 0 and (batch := stream.next_batch(max_changes=min(limit, 3))) is not None:
+    while limit > 0 and (batch := stream.next_batch(min(limit, 3))) is not None:
         limit -= 3
         batches.append(batch)
         try:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tests.reference.oracle import Effect, View, stamp, view
 from tests.reference.vocabulary import Dot, Vector, covers
+
+
+class Pulled(NamedTuple):
+    """A key's state that came, or is to come, whole.
+
+    `under` is the dot under which it is joined, None for a state of a resync, which has none;
+    `brought` are the effects on the key that it carries.
+    """
+
+    under: Dot | None
+    key: bytes
+    brought: frozenset[Dot]
 
 
 @dataclass(slots=True)
 class History:
     """Every effect that was ever issued, by key and dot.
 
-    `shipments` says which effects a key's whole state carries, by the bytes in which it travels
-    through code under test.
+    `shipments` says which whole states travel through code under test, by the bytes in which they do.
     """
 
     effects: dict[bytes, dict[Dot, Effect]] = field(default_factory=dict)
-    shipments: dict[bytes, dict[bytes, frozenset[Dot]]] = field(default_factory=dict)
+    shipments: dict[bytes, list[Pulled]] = field(default_factory=dict)
 
     def of_key(self, key: bytes) -> dict[Dot, Effect]:
         return self.effects.setdefault(key, {})

@@ -5,24 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
-from tests.reference.history import History
+from tests.reference.history import History, Pulled
 from tests.reference.oracle import Effect, plan, plan_reap, view
 from tests.reference.vocabulary import Dot, Reply, Request, Vector, covers
 from tests.reference.workload import make_request
-
-
-class Pulled(NamedTuple):
-    """A key's state that came whole.
-
-    `under` is the dot under which it was joined, None for a state of a resync, which has none;
-    `brought` are the effects on the key that it carried.
-    """
-
-    under: Dot | None
-    key: bytes
-    brought: frozenset[Dot]
 
 
 @dataclass(slots=True)
@@ -117,41 +105,75 @@ class Replica:
 
     # What replication does.
 
+    def open_stream(self, since: Mapping[int, int], store_ids: Collection[int] | None = None) -> WatchedStream:
+        return WatchedStream(self, self.store.open_stream(since, store_ids))
+
     def key_state(self, namespace_key: bytes) -> bytes:
         state: bytes = self.store.key_state(namespace_key)
         key = namespace_key[1:]
-        self.history.shipments[state] = {key: self.seen_dots(key)}
+        self.history.shipments[state] = [Pulled(None, key, self.seen_dots(key))]
         return state
 
     def supply_state(self, need: Any, state: bytes) -> None:
         self.store.supply_state(need, state)
-        for key, brought in self.history.shipments[state].items():
-            self.pulled.append(Pulled(Dot(need.timestamp, need.origin), key, brought))
+        under = Dot(need.timestamp, need.origin)
+        self.pulled += [pull._replace(under=under) for pull in self.history.shipments[state]]
 
     def resync_batches(self, since: Mapping[int, int], store_ids: Collection[int] | None = None) -> Iterator[bytes]:
         for batch in self.store.resync_batches(since, store_ids):
             seen = {key: self.seen_dots(key) for key in self.history.effects}
-            lacking = {key: dots for key, dots in seen.items() if not all(covers(dict(since), dot) for dot in dots)}
+            lacking = [
+                Pulled(None, key, dots)
+                for key, dots in seen.items()
+                if not all(covers(dict(since), dot) for dot in dots)
+            ]
             if lacking:
                 self.history.shipments[batch] = lacking
             yield batch
 
     def apply_batch(self, batch: bytes) -> Any:
+        before = dict(self.store.applied)
         need = self.store.apply_batch(batch)
-        if need is None:
-            self._unpack(batch)
+        self._unpack(batch, before, whole=need is None)
         return need
 
     def apply(self, batch: bytes) -> None:
         """Apply a batch that is complete in itself."""
+        before = dict(self.store.applied)
         self.store.apply(batch)
-        self._unpack(batch)
+        self._unpack(batch, before, whole=True)
 
-    def _unpack(self, batch: bytes) -> None:
-        for key, brought in self.history.shipments.get(batch, {}).items():
-            self.pulled.append(Pulled(None, key, brought))
+    def _unpack(self, batch: bytes, before: Vector, *, whole: bool) -> None:
+        """Note the states that came with a batch; those under a dot that was applied before were skipped."""
+        applied = self.store.applied
+        for pull in self.history.shipments.get(batch, ()):
+            if whole if pull.under is None else covers(applied, pull.under) and not covers(before, pull.under):
+                self.pulled.append(pull)
 
     def receive(self, batch: bytes, sender: Replica) -> None:
         """Apply a batch, pulling what it needs from whoever sent it."""
         while (need := self.apply_batch(batch)) is not None:
             self.supply_state(need, sender.key_state(need.namespace_key))
+
+
+class WatchedStream:
+    """A replica's stream: notes the states that stand in its log in the place of changes."""
+
+    def __init__(self, replica: Replica, stream: Any) -> None:
+        self.replica = replica
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def next_batch(self, *limits: int) -> bytes | None:
+        before = dict(self.stream.sent)
+        batch: bytes | None = self.stream.next_batch(*limits)
+        if batch is not None:
+            sent = self.stream.sent
+            self.replica.history.shipments[batch] = [
+                pull
+                for pull in self.replica.pulled
+                if pull.under is not None and covers(sent, pull.under) and not covers(before, pull.under)
+            ]
+        return batch

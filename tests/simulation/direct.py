@@ -58,7 +58,7 @@ class DirectScenario:
         self.random: Random = self.world.random
         history = History()
         durability = self.random.choice(("always", "interval", "os"))
-        self.heavy = self.random.choice((0.0, 0.3))
+        self.heavy = self.random.choice((0.0, 0.5))
         self.regions = [
             Region(make_disk(number, self.random, durability), history)
             for number in range(1, self.random.choice((3, 4, 4)))

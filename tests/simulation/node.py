@@ -22,8 +22,8 @@ from everwrite.server.peer import PeerAddress
 from everwrite.server.replication import Replicator
 from everwrite.server.session import Identity
 from everwrite.server.settings import ReplicationSettings
-from tests.reference.history import History
-from tests.reference.replica import Pulled, Replica
+from tests.reference.history import History, Pulled
+from tests.reference.replica import Replica
 from tests.reference.vocabulary import Dot, Reply, Request, covers
 from tests.simulation.world import START_MS, World
 
@@ -93,7 +93,12 @@ class Node:
             rng=Random(self.world.random.randrange(2**32)),
             settings=SETTINGS,
         )
-        self.perform(self.replicator.start(self.world.now))
+        try:
+            effects = self.replicator.start(self.world.now)
+        except StorageError as error:
+            self.fail(error)
+        else:
+            self.perform(effects)
 
     def crash(self) -> None:
         """The process and the machine's memory are gone; what wasn't synced may be lost."""
