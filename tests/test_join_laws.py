@@ -69,6 +69,7 @@ class Twins:
     def take_states(self, other: Twins) -> None:
         """What the other has, as whole states."""
         take_states(self.engine, other.engine)
+        other.model.tick()  # a resync is named by the moment
         self.model.join_all(other.model)
         self.compare()
 
