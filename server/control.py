@@ -41,13 +41,18 @@ class Host(InfoHost, Protocol):
     @property
     def store(self) -> Database: ...
     def wait_for_regions(
-        self, timestamp: int, regions: int, timeout_seconds: float, done: Callable[[int], object]
+        self,
+        timestamp: int,
+        regions: int,
+        timeout_seconds: float,
+        done: Callable[[int], object],
+        gone: Callable[[], bool],
     ) -> None:
         """Call `done(n)` once, now or later, in the trio thread.
 
         `n` is the number of other regions that have acknowledged this node's updates up to
         `timestamp`: at least `regions`, or fewer after `timeout_seconds`. A timestamp of 0 (the client
-        has written nothing) is acknowledged by every region.
+        has written nothing) is acknowledged by every region. Once `gone()` is true nobody waits for it.
         """
         ...
 
@@ -293,7 +298,11 @@ class Control:
         seconds = min(timeout_ms / 1000 or WAIT_SECONDS_MAX, WAIT_SECONDS_MAX)
         frontend, number = self.host.frontend, client.id
         self.host.wait_for_regions(
-            client.last_write_timestamp, max(regions, 0), seconds, lambda count: frontend.reply(number, encode(count))
+            client.last_write_timestamp,
+            max(regions, 0),
+            seconds,
+            lambda count: frontend.reply(number, encode(count)),
+            lambda: client.closed,
         )
         return LATER
 

@@ -46,6 +46,7 @@ logger = logging.getLogger("everwrite.node")
 BACKLOG: Final = 1024
 REAP_INTERVAL_SECONDS: Final = 0.1
 REAP_KEYS_MAX: Final = 1000
+SWEEP_INTERVAL_SECONDS: Final = 1.0
 # Together below the ten seconds that a service manager is promised.
 DRAIN_CLIENTS_SECONDS: Final = 3.0
 DRAIN_PEERS_SECONDS: Final = 2.0
@@ -120,7 +121,7 @@ class Node:
         self.http = HttpServer(make_app(self), Limits(drain_seconds=DRAIN_HTTP_SECONDS))
         self._started_at = trio.current_time()
         self._nursery: trio.Nursery | None = None
-        self._waits: dict[int, Callable[[int], object]] = {}
+        self._waits: dict[int, tuple[Callable[[int], object], Callable[[], bool]]] = {}
 
     # -- for HTTP, metrics and the control commands -----------------------------------------------
 
@@ -146,16 +147,24 @@ class Node:
         return origin_names(self.store)
 
     def wait_for_regions(
-        self, timestamp: int, regions: int, timeout_seconds: float, done: Callable[[int], object]
+        self,
+        timestamp: int,
+        regions: int,
+        timeout_seconds: float,
+        done: Callable[[int], object],
+        gone: Callable[[], bool],
     ) -> None:
         """Call `done(n)` later, once: `n` other regions hold this node's updates up to `timestamp`.
 
-        It is at least `regions`, or less after `timeout_seconds`.
+        It is at least `regions`, or less after `timeout_seconds`. When `gone()` has become true it need not.
         """
-        self._waits[self.transport.wait(timestamp, regions, timeout_seconds)] = done
+        self._waits[self.transport.wait(timestamp, regions, timeout_seconds)] = done, gone
 
     def _resolved(self, token: int, regions: int) -> None:
-        self._waits.pop(token)(regions)
+        # Resolved at the very moment at which it was found to be gone: then it isn't there any more.
+        done, _ = self._waits.pop(token, (None, None))
+        if done is not None:
+            done(regions)
 
     def status(self) -> dict[str, Any]:
         """What /v1/status shows."""
@@ -201,6 +210,7 @@ class Node:
                     self.frontend.add_listener(sock)
                 nursery.start_soon(serve_frontend, self.frontend, self.transport.local_write)
                 nursery.start_soon(self._run_reaper)
+                nursery.start_soon(self._run_wait_sweeper)
                 await nursery.start(self.http.serve, _trio_listeners(http))
                 if threading.current_thread() is threading.main_thread():
                     await nursery.start(self._run_signals)
@@ -227,6 +237,14 @@ class Node:
                 if seen < REAP_KEYS_MAX:
                     break
                 await trio.lowlevel.checkpoint()
+
+    async def _run_wait_sweeper(self) -> None:
+        """Forget what clients that have gone were waiting for: a wait may last an hour."""
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_SECONDS)
+            for token in [token for token, (_, gone) in self._waits.items() if gone()]:
+                self.replicator.cancel(token)
+                del self._waits[token]
 
     def _raise_failure(self) -> None:
         self.state = "failed"

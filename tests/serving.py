@@ -87,7 +87,12 @@ class Serving:
         return {"uptime_seconds": time.monotonic() - self._started, "peers": []}
 
     def wait_for_regions(
-        self, timestamp: int, regions: int, timeout_seconds: float, done: Callable[[int], object]
+        self,
+        timestamp: int,
+        regions: int,
+        timeout_seconds: float,
+        done: Callable[[int], object],
+        gone: Callable[[], bool],
     ) -> None:
         if regions == 0:
             done(0)

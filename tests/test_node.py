@@ -130,6 +130,22 @@ def test_two_nodes_replicate_and_wait_counts_the_other_region(tmp_path: Path, ce
     run(main)
 
 
+def test_what_a_client_that_has_gone_waited_for_is_forgotten(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(config(tmp_path)) as [node]:
+
+            def wait_and_go() -> None:
+                connection = client(node).connection_pool.get_connection()
+                connection.send_command("WAIT", 3, 0)
+                eventually(lambda: node.statistics()["waits"] == 1)
+                connection.disconnect()
+
+            await trio.to_thread.run_sync(wait_and_go)
+            await eventually_async(lambda: node.statistics()["waits"] == 0)
+
+    run(main)
+
+
 def test_expired_keys_go_without_being_read(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(config(tmp_path)) as [node]:
