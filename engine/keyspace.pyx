@@ -197,9 +197,7 @@ cdef class Keyspace:
         dot.origin = self.own_origin
         dot.timestamp = self.clock.tick()
         self.delta.size = 0
-        return put_change(
-            &self.delta, 0, dot, head_context(&self.head, self.own_origin), buffer_slice(&self.key)
-        )
+        return put_change(&self.delta, 0, dot, head_context(&self.head, self.own_origin), buffer_slice(&self.key))
 
     cdef int delta_end(self) noexcept nogil:
         cdef Change change
@@ -394,9 +392,7 @@ cdef class Keyspace:
         """Join `their_element` into `element`, which stands under `element_key`, and store it."""
         cdef bint live_before = present and element_live(&self.element)
         cdef bint live
-        cdef int status = join_element(
-            &self.element, self.head.rows, self.head.size, &self.their_element, seen
-        )
+        cdef int status = join_element(&self.element, self.head.rows, self.head.size, &self.their_element, seen)
         if status < 0:
             return status
         if status & CONFLICT:
