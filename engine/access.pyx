@@ -58,8 +58,10 @@ def get(Store store not None, bytes key not None):
     with nogil:
         store.lock()
         status = store.op_get(name, &value)
-    found = value.data[: value.size] if status == 1 else None
-    store.unlock()
+    try:
+        found = value.data[: value.size] if status == 1 else None
+    finally:
+        store.unlock()
     store._check(status)
     return found
 
@@ -253,8 +255,10 @@ def map_get(Store store not None, bytes key not None, bytes field not None):
     with nogil:
         store.lock()
         status = store.op_map_get(name, item, &value)
-    found = value.data[: value.size] if status == 1 else None
-    store.unlock()
+    try:
+        found = value.data[: value.size] if status == 1 else None
+    finally:
+        store.unlock()
     store._check(status)
     return found
 
@@ -325,9 +329,11 @@ def system_get(Store store not None, bytes name not None):
     with nogil:
         store.lock()
         status = Status.ERR_FAILED if store.failed else store.load(SPACE_SYSTEM, key)
-    if status == 1 and store.head.has_register and not store.head.tombstone:
-        found = store.head.value.data[: store.head.value.size]
-    store.unlock()
+    try:
+        if status == 1 and store.head.has_register and not store.head.tombstone:
+            found = store.head.value.data[: store.head.value.size]
+    finally:
+        store.unlock()
     store._check(status)
     return found
 
@@ -352,7 +358,7 @@ def system_set(Store store not None, bytes name not None, bytes value not None):
 
 def system_items(Store store not None, bytes prefix=b""):
     """All system registers whose name begins with `prefix`, as a list of (name, value)."""
-    cdef LsmIterator* it
+    cdef LsmIterator* it = NULL
     cdef Head head
     cdef Slice stored
     cdef int status
@@ -379,8 +385,9 @@ def system_items(Store store not None, bytes prefix=b""):
                 found.append((name[1:], head.value.data[: head.value.size]))
             with nogil:
                 status = status if status < 0 else store.lsm.next(it)
-        store.lsm.iterator_free(it)
     finally:
+        if it != NULL:
+            store.lsm.iterator_free(it)
         store.unlock()
         head_free(&head)
     store._check(status)
@@ -458,8 +465,8 @@ def why(Store store not None, bytes key not None):
         if what == KIND_STRING:
             with nogil:
                 status = store.op_get(name, &value)
-            store._check(status)
-            answer["value"] = value.data[: value.size]
+            # Its deadline may have passed since it was looked at.
+            answer["value"] = value.data[: value.size] if store._check(status) else b""
         return answer
     finally:
         store.unlock()

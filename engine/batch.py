@@ -98,6 +98,8 @@ def decode_batch(data: bytes) -> Batch:
         if not (isinstance(span, list) and len(span) == 3 and all(map(_unsigned, span)) and span[1] <= span[2]):
             raise _refuse(f"span {span!r}")
         spans.append(Span(*span))
+    if (kind == STATES and spans) or (kind == CLAIM and size):
+        raise _refuse("spans beside states, or a body in a claim")
     if size > MAX_BATCH_BODY:
         raise TooLargeError(f"a batch body of {size} bytes; the limit is {MAX_BATCH_BODY}")
     return Batch(kind, tuple(spans), count, _open_body(packed, size), resync, index)

@@ -14,7 +14,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, MutableMapping
+import re
+from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, ValuesView
 from typing import Any
 
 from everwrite import access
@@ -26,6 +27,7 @@ from everwrite.store import Store
 __all__ = ["Counter", "Database", "MapView", "SetView", "VersionVector", "open_database"]
 
 _PAGE = 1000
+_INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 
 
 def _key(key: object) -> bytes:
@@ -81,10 +83,11 @@ class Counter:
         text = access.get(self._store, self.key)
         if text is None:
             return 0
-        try:
-            return int(text)
-        except ValueError:
-            raise NotAnIntegerError(f"key {self.key!r} holds text that is not a 64-bit integer") from None
+        # Stricter than int(): what shows as a number can be incremented.
+        number = int(text) if _INTEGER.fullmatch(text) else None
+        if number is None or not -(1 << 63) <= number < 1 << 63:
+            raise NotAnIntegerError(f"key {self.key!r} holds text that is not a 64-bit integer")
+        return number
 
     def reset(self) -> None:
         """Delete the key: increments that this store has seen are gone, concurrent ones stay."""
@@ -133,6 +136,24 @@ class SetView:
         return f"SetView({self.key!r})"
 
 
+class _Items(ItemsView[bytes, bytes]):
+    """Items read in pages: a key that is deleted after it was seen is passed over, not a KeyError."""
+
+    _mapping: MapView | Database
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        return self._mapping.pairs()
+
+
+class _Values(ValuesView[bytes]):
+    """The values of such items."""
+
+    _mapping: MapView | Database
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (value for _, value in self._mapping.pairs())
+
+
 class MapView(MutableMapping[bytes, bytes]):
     """A map of fields to bytes; a field may also be counted up. Made by `Database.map`.
 
@@ -164,9 +185,17 @@ class MapView(MutableMapping[bytes, bytes]):
         """Add `n` to a field (absent: 0); returns the new value. Raises as `Counter.increment`."""
         return access.map_increment(self._store, self.key, _key(field), _int64(n))
 
-    def items(self) -> Any:
-        """Fields and values as an iterator of pairs, in byte order of the fields."""
+    def pairs(self) -> Iterator[tuple[bytes, bytes]]:
+        """Fields and values in byte order of the fields. Writing and deleting meanwhile is allowed."""
         return _elements(self._store, self.key, "map")
+
+    def items(self) -> ItemsView[bytes, bytes]:
+        """A view of fields and values, in byte order of the fields."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[bytes]:
+        """A view of the values, in byte order of the fields."""
+        return _Values(self)
 
     def __iter__(self) -> Iterator[bytes]:
         for field, _ in _elements(self._store, self.key, "map"):
@@ -228,6 +257,21 @@ class Database(Store, MutableMapping[bytes, bytes]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def __bool__(self) -> bool:
+        return any(True for _ in self)
+
+    def pairs(self) -> Iterator[tuple[bytes, bytes]]:
+        """What `scan` yields of all keys."""
+        return self.scan()
+
+    def items(self) -> ItemsView[bytes, bytes]:
+        """A view of registers and counters with their keys, in byte order of the keys."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[bytes]:
+        """A view of the values of registers and counters, in byte order of the keys."""
+        return _Values(self)
 
     def __hash__(self) -> int:
         return id(self)
@@ -307,17 +351,20 @@ class Database(Store, MutableMapping[bytes, bytes]):
         """
         since = merge(since)
         self.commit_log()
-        try:
-            stream = self.open_stream(since)
-        except LogCutError:
-            held = self.applied
-            yield from self.resync_batches(since)
-            stream = self.open_stream(merge(since, held))
-        try:
-            while (batch := stream.next_batch(5000, 1 << 20)) is not None:
-                yield batch
-        finally:
-            stream.close()
+        while True:
+            try:
+                stream = self.open_stream(since)
+                try:
+                    while (batch := stream.next_batch(5000, 1 << 20)) is not None:
+                        since = stream.sent
+                        yield batch
+                    return
+                finally:
+                    stream.close()
+            except LogCutError:
+                held = self.applied
+                yield from self.resync_batches(since)
+                since = merge(since, held)
 
     def apply(self, batch: bytes) -> None:
         """Apply a batch from another store's `changes`; durable on return. Late or repeated ones are harmless.

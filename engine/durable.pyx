@@ -29,6 +29,9 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t* mutex)
 
 DURABILITIES = ("always", "interval", "os")
+# A wall clock that steps sends every thread to write IDENTITY at once. One lock for all stores: it is rarely needed.
+_identity_lock = threading.Lock()
+_open_stores = weakref.WeakSet()
 cdef enum Tuning:
     CLOCK_AHEAD_MS = 20000       # how far ahead the clock's bound is persisted
     SYNC_INTERVAL_MS = 1000      # durability `interval`
@@ -86,6 +89,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self.lock_file.release()
             raise
         self.closed = False
+        _open_stores.add(self)
         if background:
             self.wake = threading.Event()
             self.thread = _thread(self, "maintain", self.wake, 0.1)
@@ -224,9 +228,17 @@ cdef class DurableKeyspace(ScannedKeyspace):
 
         Raises StorageError when the log can't be made durable; the store is closed all the same.
         """
+        cdef bint served
         if self.closed:
             return
         self.closed = True
+        with nogil:
+            # From here on no other thread gets past the lock to what is taken apart below.
+            self.lock()
+            served = not self.failed
+            if served:
+                self.failed = Status.ERR_CLOSED
+            self.unlock()
         if self.thread is not None:
             self.wake.set()
             self.compaction_wake.set()
@@ -234,22 +246,26 @@ cdef class DurableKeyspace(ScannedKeyspace):
                 if thread is not threading.current_thread():
                     thread.join()
         try:
-            if not self.failed:
+            if served and self.failure is None:
                 self._check(self._write_log(True))
                 if self.wal.end - self._flushed_position() > Tuning.INDEX_EVERY:
                     self._freeze()
                 self._flush_frozen()
                 self.wal.close()
-                self.identity = replace(self.identity, clean=True, log_end=self.wal.end, clock=self.clock.last)
-                self.files.replace_file(self._file("IDENTITY"), encode_identity(self.identity))
+                with _identity_lock:
+                    self.identity = replace(self.identity, clean=True, log_end=self.wal.end, clock=self.clock.last)
+                    self.files.replace_file(self._file("IDENTITY"), encode_identity(self.identity))
         finally:
-            with nogil:
-                self.lock()
-                if not self.failed:
-                    self.failed = Status.ERR_CLOSED
-                self.unlock()
             self.lsm.close()
             self.lock_file.release()
+
+    def _forked(self):
+        """In the child of a fork: the files are the parent's, and whoever held the locks isn't here."""
+        pthread_mutex_init(&self.mutex, NULL)
+        pthread_mutex_init(&self.sync_mutex, NULL)
+        self.failed = Status.ERR_CLOSED
+        self.closed = True
+        self.thread = None
 
     def _flushed_position(self):
         return msgpack.unpackb(self.lsm.checkpoint, strict_map_key=False)["position"] if self.lsm.checkpoint else 0
@@ -344,6 +360,8 @@ cdef class DurableKeyspace(ScannedKeyspace):
             # Writers outrun the flush: wait here rather than grow without bound.
             self.wake.set()
             self.thread.join(0.005)
+        if self.closed:
+            return
         self._freeze()
         if self.thread is None:
             self._flush_frozen()
@@ -351,10 +369,14 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self.wake.set()
 
     def _extend_clock_bound(self):
-        bound_ms = max(self.clock.now_ms(), self.clock.last >> 16) + Tuning.CLOCK_AHEAD_MS
-        self.identity = replace(self.identity, clock_bound_ms=bound_ms)
-        self.files.replace_file(self._file("IDENTITY"), encode_identity(self.identity))
-        self.clock_bound = bound_ms << 16
+        with _identity_lock:
+            bound_ms = max(self.clock.now_ms(), self.clock.last >> 16) + Tuning.CLOCK_AHEAD_MS
+            if self.identity.clean or bound_ms << 16 <= self.clock_bound:
+                # `close` has had the last word, or another thread was here.
+                return
+            self.identity = replace(self.identity, clock_bound_ms=bound_ms)
+            self.files.replace_file(self._file("IDENTITY"), encode_identity(self.identity))
+            self.clock_bound = bound_ms << 16
 
     def _checkpoint(self, position):
         return msgpack.packb(
@@ -454,6 +476,16 @@ cdef class DurableKeyspace(ScannedKeyspace):
     def failed_with(self):
         """The exception after which this store stopped serving, or None."""
         return self.failure
+
+
+def _after_fork_in_child():
+    global _identity_lock
+    _identity_lock = threading.Lock()
+    for store in list(_open_stores):
+        store._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _thread(store, work, wake, interval):

@@ -489,12 +489,17 @@ cdef class Keyspace:
         cdef Slice elements
         cdef int status = part_next(&r, &part)
         cdef int kind
+        cdef size_t i
         if status != 1 or part.tag != PART_HEAD:
             return Status.ERR_DECODE
         status = head_decode(&self.theirs, part.value)
         if status < 0:
             return status
         elements = slice_of(r.at, reader_left(&r))
+        for i in range(self.theirs.size):
+            # Whoever lets a state in has checked the drift. After a restart, too, what is written next must be newer.
+            if self.theirs.rows[i].context > self.clock.last:
+                self.clock.last = self.theirs.rows[i].context
         seen.rows = self.theirs.rows
         seen.row_count = self.theirs.size
         seen.dots = NULL

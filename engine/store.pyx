@@ -294,6 +294,8 @@ cdef class Store(DurableKeyspace):
         cdef uint64_t origin = 0
         cdef uint64_t timestamp = 0
         cdef bint states
+        cdef Vector held
+        cdef Vector upto
         cdef int status
         if self.closed:
             raise ClosedError(f"{self.path}: the store is closed")
@@ -308,6 +310,22 @@ cdef class Store(DurableKeyspace):
                 status = self._validate(states, data, size, count, &newest)
             if status < 0:
                 raise ProtocolError("malformed batch: a change in it can't be decoded; nothing of it was applied")
+        if envelope.kind == CHANGES:
+            vector_init(&held)
+            vector_init(&upto)
+            try:
+                for span in envelope.spans:
+                    if vector_raise(&held, span.origin, span.after) or vector_raise(&upto, span.origin, span.upto):
+                        raise MemoryError("out of memory for a version vector")
+                with nogil:
+                    status = _check_spans(data, size, &held, &upto)
+            finally:
+                vector_free(&held)
+                vector_free(&upto)
+            if status < 0:
+                raise ProtocolError(
+                    "malformed batch: its changes are not those that its spans announce; nothing of it was applied"
+                )
         for span in envelope.spans:
             newest = max(newest, span.upto)
         with nogil:
@@ -316,7 +334,12 @@ cdef class Store(DurableKeyspace):
             self._check(Status.ERR_FAILED if self.failed else Status.OK)
             self._admit(envelope, newest)
             if envelope.kind == CLAIM:
-                self._accept_claim(envelope)
+                # One that brings nothing must not cost this store its position index.
+                states_came = self.resync.pop(envelope.resync, None) is not None
+                if any(vector_get(&self.applied, span.origin) < span.upto for span in envelope.spans):
+                    self._accept_claim(envelope)
+                    states_came = True
+                self.resyncs += states_came
                 return None
             with nogil:
                 if states:
@@ -396,7 +419,10 @@ cdef class Store(DurableKeyspace):
                 )
             if span.after > held:
                 raise GapError(span.origin, held, span.after)
-        if envelope.kind == CLAIM and not set(range(envelope.count)) <= self.resync.get(envelope.resync, set()):
+        received = self.resync.get(envelope.resync, ())
+        if envelope.kind == CLAIM and not (
+            envelope.count <= len(received) and all(index in received for index in range(envelope.count))
+        ):
             for span in envelope.spans:
                 held = vector_get(&self.applied, span.origin)
                 if span.upto > held:
@@ -422,8 +448,6 @@ cdef class Store(DurableKeyspace):
         if failed:
             self.failed = Status.ERR_MEMORY
             self._check(Status.ERR_MEMORY)
-        self.resyncs += 1
-        self.resync.pop(envelope.resync, None)
         # The log before this point lacks what was claimed: no stream may start there.
         self.log_index = [(self.wal.end, vector_dict(&self.applied))]
 
@@ -595,3 +619,25 @@ cdef class Store(DurableKeyspace):
         }
         numbers.update(self.lsm.statistics())
         return numbers
+
+
+cdef int _check_spans(const uint8_t* data, size_t size, Vector* held, const Vector* upto) noexcept nogil:
+    """Whether a well-formed body holds, of each origin in its order, changes after `held` that end at `upto`."""
+    cdef Reader r = reader_of(slice_of(data, size))
+    cdef Reader group
+    cdef Change change
+    cdef size_t i
+    while reader_left(&r):
+        group = reader_of(get_slice(&r))
+        while reader_left(&group):
+            change_parse(get_slice(&group), &change)
+            if vector_covers(held, change.dot.origin, change.dot.timestamp):
+                return Status.ERR_DECODE
+            if not vector_covers(upto, change.dot.origin, change.dot.timestamp):
+                return Status.ERR_DECODE
+            if vector_raise(held, change.dot.origin, change.dot.timestamp) < 0:
+                return Status.ERR_MEMORY
+    for i in range(upto.size):
+        if not vector_covers(held, upto.dots[i].origin, upto.dots[i].timestamp):
+            return Status.ERR_DECODE
+    return Status.OK
