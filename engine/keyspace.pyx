@@ -53,7 +53,6 @@ from everwrite.join cimport (
 )
 from everwrite.lsm cimport LsmIterator, pin_init, pin_release
 from everwrite.state cimport (
-    SPACE_EXPIRY,
     SPACE_USER,
     Row,
     element_add_dot,
@@ -75,6 +74,7 @@ from everwrite.state cimport (
     head_kind,
     head_row,
     head_string_live,
+    put_expiry_key,
 )
 from everwrite.status cimport Status, fault_corrupt
 
@@ -538,11 +538,11 @@ cdef class Keyspace:
     cdef int _index_expiry(self, int64_t before, int64_t after) noexcept nogil:
         cdef int status = Status.OK
         if before:
-            status = _expiry_key(&self.expiry_key, before, self.loaded_key())
+            status = put_expiry_key(&self.expiry_key, before, self.loaded_key())
             if status == 0:
                 status = self.lsm.remove(buffer_slice(&self.expiry_key))
         if status >= 0 and after:
-            status = _expiry_key(&self.expiry_key, after, self.loaded_key())
+            status = put_expiry_key(&self.expiry_key, after, self.loaded_key())
             if status == 0:
                 status = self.lsm.put(buffer_slice(&self.expiry_key), slice_of(NULL, 0))
             if after < self.next_deadline:
@@ -593,13 +593,3 @@ cdef int _kinds_alive(const Head* head) noexcept nogil:
     if head.count[1]:
         alive += 1
     return alive
-
-
-cdef int _expiry_key(Buffer* into, int64_t deadline, Slice key) noexcept nogil:
-    cdef int shift
-    cdef int failed
-    into.size = 0
-    failed = put_u8(into, <uint8_t>SPACE_EXPIRY)
-    for shift in range(56, -8, -8):
-        failed |= put_u8(into, <uint8_t>((<uint64_t>deadline >> shift) & 0xFF))
-    return failed | put_bytes(into, key.data, key.size)

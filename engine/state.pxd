@@ -107,3 +107,4 @@ cdef size_t format_integer(int64_t value, char* into) noexcept nogil
 
 cdef int entry_key(Buffer* into, int space, Slice key) noexcept nogil
 cdef int element_key(Buffer* into, Slice key, int kind, Slice name) noexcept nogil
+cdef int put_expiry_key(Buffer* into, int64_t deadline, Slice key) noexcept nogil

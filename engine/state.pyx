@@ -502,3 +502,13 @@ cdef int element_key(Buffer* into, Slice key, int kind, Slice name) noexcept nog
         | put_u8(into, <uint8_t>kind)
         | put_bytes(into, name.data, name.size)
     )
+
+
+cdef int put_expiry_key(Buffer* into, int64_t deadline, Slice key) noexcept nogil:
+    cdef int shift
+    cdef int failed
+    into.size = 0
+    failed = put_u8(into, <uint8_t>Space.SPACE_EXPIRY)
+    for shift in range(56, -8, -8):
+        failed |= put_u8(into, <uint8_t>((<uint64_t>deadline >> shift) & 0xFF))
+    return failed | put_bytes(into, key.data, key.size)
