@@ -1,6 +1,6 @@
 """An ordered byte-string map: memory table, immutable sorted tables, merge iterator, flush, compaction.
 
-Knows nothing of clocks or data types. Keys to 132,000 bytes, values to 64 MiB + 64 KiB.
+Knows nothing of clocks or data types. Keys to 132,000 bytes, values to 512 MiB.
 
 Thread safety: every method is serialised by the caller (the store's lock), except
 `flush_frozen`, `compact`, `frozen_count` and `statistics`, which run on other threads beside

@@ -503,8 +503,9 @@ cdef class Lsm:
                 raise MemoryError
             self.closed = True
             with nogil:
-                counted_release(&self.active.counted)
-                self.active = empty
+                # Replaced before it goes: statistics may look at it meanwhile.
+                empty, self.active = self.active, empty
+                counted_release(&empty.counted)
                 self.versions.clear()
                 self.versions.bury()
 

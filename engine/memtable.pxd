@@ -25,7 +25,7 @@ cdef enum:
     ENTRY_REMOVED = 0x80000000
     ENTRY_EXTERNAL = 0x40000000        # the value lies in memory of its own: see ExternalValue
     KEY_SIZE_LIMIT = 132000      # a key and an element of 65,536 bytes each, and what joins them
-    VALUE_SIZE_LIMIT = (64 << 20) + (64 << 10)
+    VALUE_SIZE_LIMIT = 512 << 20       # a field that several regions wrote at once, 64 MiB each
 
 
 cdef struct Entry:

@@ -28,6 +28,7 @@ from everwrite.status cimport Status, fault_corrupt
 # After a deadline the region that set it removes the key; the others step in when that hasn't happened for so long.
 cdef enum Reaping:
     FOREIGN_GRACE_MS = 60000
+    FOREIGN_LOOKS = 16           # keys passed over for each that may be removed
 
 
 cdef Slice _empty() noexcept nogil:
@@ -159,6 +160,7 @@ cdef class ScannedKeyspace(TypedKeyspace):
         cdef int64_t now = self.clock.now_ms()
         cdef int64_t next_look = INT64_MAX
         cdef int looked = 0
+        cdef int removed = 0
         cdef int status
         cdef size_t i
         if self.failed:
@@ -177,9 +179,13 @@ cdef class ScannedKeyspace(TypedKeyspace):
             deadline = 0
             for i in range(1, 9):
                 deadline = (deadline << 8) | stored.data[i]
-            if deadline > now or looked == limit:
+            if deadline > now or removed == limit:
                 if deadline < next_look:
                     next_look = deadline
+                break
+            if looked == limit * FOREIGN_LOOKS:
+                # Keys that other regions are about to remove fill the front of the index: look again in a second.
+                next_look = now + 1000
                 break
             looked += 1
             due.size = 0
@@ -188,12 +194,14 @@ cdef class ScannedKeyspace(TypedKeyspace):
                 status = self.begin(slice_of(due.data + 9, due.size - 9))
             if status >= 0 and (not self.expired or head_deadline(&self.head) != deadline):
                 status = self.lsm.remove(buffer_slice(&due))
+                removed += 1
             elif status >= 0:
                 if (
                     self.head.expiry_dot.origin >> 16 == self.own_origin >> 16
                     or deadline + FOREIGN_GRACE_MS <= now
                 ):
                     status = self._expire_now()
+                    removed += 1
                 elif deadline + FOREIGN_GRACE_MS < next_look:
                     next_look = deadline + FOREIGN_GRACE_MS
             if status >= 0:

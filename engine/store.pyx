@@ -586,7 +586,7 @@ cdef class Store(DurableKeyspace):
         self._checked_commit(0)
 
     def reap_expired(self, int limit=1000):
-        """Remove keys that are past their deadline, looking at no more than `limit`. Returns how many it looked at."""
+        """Remove up to `limit` keys that are past their deadline. Returns how many it looked at."""
         cdef int status = 0
         if self.closed or not self.reap_due():
             return 0
