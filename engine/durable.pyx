@@ -457,7 +457,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self._check(status)
             self.durable_vector = held
         self._note_position()
-        if self.wal.end - self.frozen_at > 4 * self.memtable_bytes:
+        if self.wal.end - self.frozen_at > 2 * self.memtable_bytes:
             # Overwrites don't grow the memory table, but the log that a restart would have to replay.
             self._freeze()
         self._flush_frozen()
