@@ -36,7 +36,8 @@ cdef enum Tuning:
     CLOCK_AHEAD_MS = 20000       # how far ahead the clock's bound is persisted
     SYNC_INTERVAL_MS = 1000      # durability `interval`
     INDEX_EVERY = 1 << 20        # bytes of log between two entries of the position index
-    FROZEN_MAX = 2               # frozen memory tables before writers wait for the flush
+    FROZEN_MAX = 2               # full memory tables that are frozen before writers wait for the flush
+    SET_ASIDE_MAX = 8            # memory tables that snapshots froze before they are flushed, however small
 
 
 cdef class DurableKeyspace(ScannedKeyspace):
@@ -356,7 +357,11 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self._extend_clock_bound()
         if not self.lsm.wants_freeze():
             return
-        while self.thread is not None and self.lsm.frozen_count() >= Tuning.FROZEN_MAX and not self.failed:
+        while (
+            self.thread is not None
+            and not self.failed
+            and self.lsm.flushable_bytes() >= Tuning.FROZEN_MAX * self.memtable_bytes
+        ):
             # Writers outrun the flush: wait here rather than grow without bound.
             self.wake.set()
             self.thread.join(0.005)
@@ -402,7 +407,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
 
     def _flush_frozen(self):
         cdef int status
-        while self.lsm.frozen_count():
+        while self.lsm.frozen_count() > self.lsm.set_aside_count():
             # A table must never know more than the log: recovery starts in the log where the table ends.
             with nogil:
                 status = self._write_log(True)
@@ -457,8 +462,9 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self._check(status)
             self.durable_vector = held
         self._note_position()
-        if self.wal.end - self.frozen_at > 2 * self.memtable_bytes:
+        if self.wal.end - self.frozen_at > 2 * self.memtable_bytes or self.lsm.set_aside_count() > Tuning.SET_ASIDE_MAX:
             # Overwrites don't grow the memory table, but the log that a restart would have to replay.
+            # Each read looks into all frozen tables.
             self._freeze()
         self._flush_frozen()
         if self.thread is None:

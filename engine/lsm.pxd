@@ -36,6 +36,7 @@ cdef class Lsm:
     cdef Versions versions             # what lies below it
     cdef uint64_t seed
     cdef size_t memtable_bytes
+    cdef size_t set_aside_bytes        # of the newest frozen tables, as far as they were frozen without a checkpoint
     cdef Files files
     cdef BlockCache cache
     cdef str folder
@@ -46,7 +47,7 @@ cdef class Lsm:
     cdef object compact_lock
     cdef object manifest_lock
     cdef object manifest               # what is on the disk
-    cdef object frozen_checkpoints     # one for each frozen table, oldest first
+    cdef object frozen_checkpoints     # one for each frozen table, oldest first; None: it waits for the next one
     cdef readonly uint64_t next_number
     cdef readonly uint64_t flushes
     cdef readonly uint64_t compactions
@@ -80,10 +81,11 @@ cdef class Lsm:
     cdef object _install(self, object info, tuple tables, object checkpoint, Exchange* change)
     # Python level:
     # Lsm(files, folder, *, memtable_bytes, block_cache_bytes)
-    # freeze(checkpoint: bytes): the active table becomes immutable, a new one takes writes;
-    #     `checkpoint` is the caller's description of the state up to here.
-    # frozen_count() -> int
-    # flush_frozen() -> bool: write the oldest frozen table to a file, install it and its checkpoint (background)
+    # freeze(checkpoint: bytes | None): the active table becomes immutable, a new one takes writes;
+    #     `checkpoint` is the caller's description of the state up to here; None: flushed with the next that has one.
+    # frozen_count() -> int; flushable_bytes() -> int; set_aside_count() -> int: frozen since the newest checkpoint
+    # flush_frozen() -> bool: write the oldest frozen tables, up to the first with a checkpoint, to one file,
+    #     install it and the checkpoint (background)
     # compact() -> bool: merge tables when there are too many (background); False when there was nothing to do
     # statistics() -> dict[str, int]
     # close(): what wasn't flushed is gone; it is in the caller's log

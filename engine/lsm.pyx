@@ -236,7 +236,7 @@ cdef class Lsm:
         return memtable_remove(self.active, hash64(key, self.seed), key)
 
     cdef bint wants_freeze(self) noexcept nogil:
-        return self.active.memory > self.memtable_bytes
+        return self.active.memory + self.set_aside_bytes > self.memtable_bytes
 
     # ---- iterating ----
 
@@ -348,11 +348,12 @@ cdef class Lsm:
         if self.closed:
             raise ClosedError("the map is closed")
 
-    def freeze(self, bytes checkpoint not None):
+    def freeze(self, bytes checkpoint):
         """Make the memory table immutable and start a new one.
 
         `checkpoint` describes the state up to here; it is installed together with the file
-        that this table is written to.
+        that this table is written to. None: the table is flushed together with the next one
+        that has a checkpoint, into one file, and counts towards `wants_freeze` until then.
         """
         self._check_open()
         cdef Exchange change = Exchange(frozen=self.active, flushed=0, first=0, merged=0, table=NULL)
@@ -364,17 +365,30 @@ cdef class Lsm:
             self.frozen_checkpoints.pop()
             counted_release(&fresh.counted)
             raise MemoryError
+        self.set_aside_bytes = self.set_aside_bytes + self.active.memory if checkpoint is None else 0
         self.active = fresh
 
     def frozen_count(self):
         """How many frozen tables wait to be written to files."""
-        cdef size_t count
+        return len(self.frozen_checkpoints)
+
+    def set_aside_count(self):
+        """How many of the newest frozen tables wait for a freeze with a checkpoint."""
+        points = list(self.frozen_checkpoints)
+        return next((i for i, point in enumerate(reversed(points)) if point is not None), len(points))
+
+    def flushable_bytes(self):
+        """The memory of the frozen tables that `flush_frozen` would write."""
+        cdef size_t total = 0
+        cdef size_t i
         cdef Version* version
+        cdef size_t left_out = self.set_aside_count()
         with nogil:
             version = self.versions.hold()
-            count = version.frozen_count
+            for i in range(left_out, version.frozen_count):
+                total += version.frozen[i].memory
             self.versions.release(version)
-        return count
+        return total
 
     def _take_number(self):
         number = self.next_number
@@ -404,26 +418,32 @@ cdef class Lsm:
         self.checkpoint = checkpoint
 
     def flush_frozen(self):
-        """Write the oldest frozen table to a file and install it with its checkpoint. False: there was none.
+        """Write the oldest frozen tables, up to the first with a checkpoint, to one file and install it with that.
 
-        Raises `StorageError`; the table then stays frozen, and the call may be repeated.
+        False: no frozen table has a checkpoint. Raises `StorageError`; the tables then stay frozen, and the
+        call may be repeated.
         """
-        cdef Exchange change = Exchange(frozen=NULL, flushed=1, first=0, merged=0, table=NULL)
+        cdef Exchange change = Exchange(frozen=NULL, flushed=0, first=0, merged=0, table=NULL)
         cdef Version* version
         cdef Merge merge
+        cdef size_t i
         cdef bint drop_removed
         with self.flush_lock:
             self._check_open()
+            points = list(self.frozen_checkpoints)
+            found = next((i for i, point in enumerate(points) if point is not None), None)
+            if found is None:
+                return False
+            change.flushed = found + 1
+            checkpoint = points[found]
             with nogil:
                 version = self.versions.hold()
             try:
-                if version.frozen_count == 0:
-                    return False
-                checkpoint = self.frozen_checkpoints[0]
                 drop_removed = version.table_count == 0
-                check(merge_init(&merge, 1))
+                check(merge_init(&merge, change.flushed))
                 try:
-                    merge_add_memtable(&merge, version.frozen[version.frozen_count - 1])
+                    for i in range(version.frozen_count - change.flushed, version.frozen_count):
+                        merge_add_memtable(&merge, version.frozen[i])
                     number = self._take_number()
                     info = merge_to_table(
                         self.files, self.cache, self._table_path(number), number, &merge, drop_removed
@@ -436,7 +456,8 @@ cdef class Lsm:
             with self.manifest_lock:
                 new = (info,) if info is not None else ()
                 self._install(info, new + self.manifest.tables, checkpoint, &change)
-                self.frozen_checkpoints.popleft()
+                for i in range(change.flushed):
+                    self.frozen_checkpoints.popleft()
                 self.flushes += 1
             with nogil:
                 self.versions.bury()

@@ -23,7 +23,7 @@ cdef struct Version:
 cdef struct Exchange:
     # How a version differs from the one before it.
     Memtable* frozen                   # NULL, or the new newest frozen table
-    size_t flushed                     # 1: the oldest frozen table goes
+    size_t flushed                     # so many of the oldest frozen tables go
     size_t first                       # tables[first .. first + merged) go, and their files with them
     size_t merged
     Table* table                       # NULL, or what takes their place

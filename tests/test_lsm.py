@@ -28,6 +28,8 @@ class LsmMachine(RuleBasedStateMachine):
         self.model: dict[bytes, bytes] = {}
         # What the map held at each freeze; a checkpoint is the index into this.
         self.snapshots: list[dict[bytes, bytes]] = [{}]
+        # Of each frozen table, oldest first, its checkpoint; None: it waits for the next one's.
+        self.frozen: list[int | None] = []
         self.iterator: Iterator[tuple[bytes, bytes]] | None = None
         self.behind = b""
         self.started = False
@@ -60,15 +62,25 @@ class LsmMachine(RuleBasedStateMachine):
     @rule()
     def freeze(self) -> None:
         self.lsm.freeze(b"%d" % len(self.snapshots))
+        self.frozen.append(len(self.snapshots))
         self.snapshots.append(dict(self.model))
 
     @rule()
+    def set_aside(self) -> None:
+        self.lsm.freeze(None)
+        self.frozen.append(None)
+
+    @rule()
     def flush(self) -> None:
-        frozen = self.lsm.frozen_count()
-        assert self.lsm.flush_frozen() == (frozen > 0)
-        if frozen:
-            assert self.lsm.frozen_count() == frozen - 1
-            assert int(self.lsm.checkpoint) == len(self.snapshots) - frozen
+        flushes = self.lsm.statistics()["flushes"]
+        checkpoint = next((point for point in self.frozen if point is not None), None)
+        assert self.lsm.flush_frozen() == (checkpoint is not None)
+        if checkpoint is not None:
+            del self.frozen[: self.frozen.index(checkpoint) + 1]
+            assert int(self.lsm.checkpoint) == checkpoint
+            assert self.lsm.statistics()["flushes"] == flushes + 1
+        assert self.lsm.frozen_count() == len(self.frozen)
+        assert self.lsm.set_aside_count() == next((i for i, p in enumerate(self.frozen[::-1]) if p), len(self.frozen))
 
     @rule()
     def compact(self) -> None:
@@ -87,6 +99,7 @@ class LsmMachine(RuleBasedStateMachine):
                 self.lsm.compact()
         except errors.StorageError:
             assert (self.lsm.checkpoint, self.lsm.frozen_count()) == before
+        self.frozen = self.frozen[len(self.frozen) - self.lsm.frozen_count() :]
         self.files.heal()
 
     @rule(key=keys)
@@ -111,6 +124,7 @@ class LsmMachine(RuleBasedStateMachine):
 
     def reopen(self, at_least: int) -> None:
         self.iterator = None
+        self.frozen = []
         self.lsm = Lsm(self.files, "lsm", block_cache_bytes=100_000)
         held = int(self.lsm.checkpoint or b"0")
         assert held >= at_least
