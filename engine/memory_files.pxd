@@ -3,39 +3,16 @@
 Thread safety: none. One thread at a time, with or without the GIL.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
-
 from everwrite.files cimport Files
-
-
-cdef struct Undo:
-    # How to take back one operation that isn't durable yet.
-    bint truncated            # else it was a write
-    uint64_t offset           # of the write; the new size for a truncation
-    size_t length             # of the write; 0 for a truncation
-    uint64_t size_before
-    uint8_t* covered          # the bytes from `offset` on that were overwritten or cut off
-    size_t covered_size
-
-
-cdef struct Content:
-    # What a file holds, and the way back to what of it is durable.
-    # Invariants: size <= capacity; dropped <= undo_count; undos are in order of time.
-    uint8_t* data
-    size_t size
-    size_t capacity
-    Undo* undos
-    size_t undo_count
-    size_t undo_capacity
-    size_t dropped            # so many of the first undos no later sync makes durable: one has failed, as on Linux
+from everwrite.memory_content cimport Content
 
 
 cdef class MemoryFiles(Files):
-    cdef dict _names          # path -> _MemoryFile
-    cdef list _unsynced_names  # (folder, {path: _MemoryFile or None before}) in order of time
+    cdef dict _names          # path -> MemoryFile
+    cdef list _unsynced_names  # (folder, {path: MemoryFile or None before}) in order of time
     cdef set _folders
     cdef dict _locks          # path -> _MemoryLock
-    cdef list _opened         # by slot: (_MemoryFile, path), or None when closed
+    cdef list _opened         # by slot: (MemoryFile, path), or None when closed
     cdef list _free_slots
     cdef Content** _contents  # by slot: the same, for use without the GIL; NULL when closed
     cdef Py_ssize_t _content_capacity

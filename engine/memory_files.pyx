@@ -7,8 +7,8 @@ The model is the strict one of POSIX: content is durable after a sync of the fil
 """
 
 from libc.errno cimport EBADF, EIO, ENOENT
-from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 cimport cython
@@ -19,6 +19,7 @@ import os
 from everwrite.errors import LockedError, StorageError
 
 from everwrite.files cimport Files, OpenMode, set_errno
+from everwrite.memory_content cimport Content, MemoryFile, content_forget_undos, content_put, content_truncate
 from everwrite.status cimport Status, fault_io
 
 cdef enum Operation:
@@ -45,190 +46,6 @@ _OPERATIONS = {
 cdef enum:
     SLOT_BITS = 20
     GENERATION_COUNT = 1 << 11
-    # With more unsynced operations than this on one file, adjoining appends are taken as one.
-    UNDO_LIMIT = 4096
-    # A disk stores a sector whole or not at all; what a crash tears is made of whole ones.
-    SECTOR_BYTES = 512
-
-
-cdef void _take_back(Content* content) noexcept nogil:
-    """Undo the newest operation that isn't durable."""
-    cdef Undo* undo = &content.undos[content.undo_count - 1]
-    content.size = undo.size_before
-    if undo.covered_size:
-        memcpy(content.data + undo.offset, undo.covered, undo.covered_size)
-    free(undo.covered)
-    content.undo_count -= 1
-
-
-cdef void _forget_undos(Content* content) noexcept nogil:
-    cdef size_t i
-    for i in range(content.undo_count):
-        free(content.undos[i].covered)
-    content.undo_count = 0
-    content.dropped = 0
-
-
-cdef int _resize(Content* content, uint64_t size) noexcept nogil:
-    """Set the size; what is new reads as zeros."""
-    cdef size_t capacity = content.capacity
-    cdef uint8_t* grown
-    if size > capacity:
-        capacity = capacity * 2 if capacity else 4096
-        if capacity < size:
-            capacity = size
-        grown = <uint8_t*>realloc(content.data, capacity)
-        if grown == NULL:
-            return Status.ERR_MEMORY
-        content.data = grown
-        content.capacity = capacity
-    if size > content.size:
-        memset(content.data + content.size, 0, size - content.size)
-    content.size = size
-    return Status.OK
-
-
-cdef int _remember(Content* content, bint truncated, uint64_t offset, size_t length, size_t covered) noexcept nogil:
-    """Note how to take back an operation that is about to happen at `offset`."""
-    cdef Undo* undo
-    cdef Undo* grown
-    cdef size_t capacity
-    if content.undo_count >= UNDO_LIMIT + content.dropped and not truncated and not covered:
-        undo = &content.undos[content.undo_count - 1]
-        if not undo.truncated and not undo.covered_size and undo.offset + undo.length == offset:
-            undo.length += length
-            return Status.OK
-    if content.undo_count == content.undo_capacity:
-        capacity = content.undo_capacity * 2 if content.undo_capacity else 8
-        grown = <Undo*>realloc(content.undos, capacity * sizeof(Undo))
-        if grown == NULL:
-            return Status.ERR_MEMORY
-        content.undos = grown
-        content.undo_capacity = capacity
-    undo = &content.undos[content.undo_count]
-    undo.truncated = truncated
-    undo.offset = offset
-    undo.length = length
-    undo.size_before = content.size
-    undo.covered = NULL
-    undo.covered_size = covered
-    if covered:
-        undo.covered = <uint8_t*>malloc(covered)
-        if undo.covered == NULL:
-            return Status.ERR_MEMORY
-        memcpy(undo.covered, content.data + offset, covered)
-    content.undo_count += 1
-    return Status.OK
-
-
-cdef int _put(Content* content, uint64_t offset, const void* data, size_t size) noexcept nogil:
-    cdef size_t covered = 0
-    if size == 0:
-        return Status.OK
-    if offset < content.size:
-        covered = min(size, content.size - offset)
-    if _remember(content, False, offset, size, covered) < 0:
-        return Status.ERR_MEMORY
-    if offset + size > content.size and _resize(content, offset + size) < 0:
-        _take_back(content)
-        return Status.ERR_MEMORY
-    memcpy(content.data + offset, data, size)
-    return Status.OK
-
-
-cdef int _truncate(Content* content, uint64_t size) noexcept nogil:
-    cdef size_t covered = content.size - size if size < content.size else 0
-    if _remember(content, True, size, 0, covered) < 0:
-        return Status.ERR_MEMORY
-    if _resize(content, size) < 0:
-        _take_back(content)
-        return Status.ERR_MEMORY
-    return Status.OK
-
-
-cdef class _MemoryFile:
-    cdef Content content
-
-    def __dealloc__(self):
-        _forget_undos(&self.content)
-        free(self.content.undos)
-        free(self.content.data)
-
-    cdef list _take_all_back(self):
-        """Back to what is durable. Returns the operations taken back: (offset, data; None for a truncation)."""
-        cdef Content* content = &self.content
-        cdef Undo* undo
-        operations = []
-        while content.undo_count:
-            undo = &content.undos[content.undo_count - 1]
-            data = None if undo.truncated else <bytes>content.data[undo.offset:undo.offset + undo.length]
-            operations.append((undo.offset, data))
-            _take_back(content)
-        content.dropped = 0
-        operations.reverse()
-        return operations
-
-    cdef sync_after_failure(self):
-        """Make durable what came after the sync that failed; what that one dropped stays to be lost."""
-        cdef Content* content = &self.content
-        cdef size_t dropped = content.dropped
-        cdef bytes held = <bytes>content.data[:content.size]
-        for offset, data in self._take_all_back()[dropped:]:
-            self._redo(offset, data)
-        _forget_undos(content)
-        if <bytes>content.data[:content.size] != held:
-            self._redo(0, held)
-            self._redo(len(held), None)
-            content.dropped = content.undo_count
-
-    cdef crash(self, keep):
-        """Take back what isn't durable, but for what `keep` (a random.Random) decides to have reached the disk."""
-        cdef Content* content = &self.content
-        operations = self._take_all_back()
-        if keep is not None and operations:
-            reached = keep.randrange(len(operations) + 1)
-            if keep.random() < 0.5 or any(data is None for _, data in operations):
-                self._keep_prefix(operations, reached, keep)
-            else:
-                self._keep_sectors(operations[:reached], keep)
-            _forget_undos(content)
-
-    cdef _keep_prefix(self, operations, reached, keep):
-        """The first operations are on the disk, and a part of the one after them."""
-        for offset, data in operations[:reached]:
-            self._redo(offset, data)
-        if reached < len(operations) and operations[reached][1] is not None:
-            offset, data = operations[reached]
-            self._redo(offset, data[:keep.randrange(len(data) + 1)])
-
-    cdef _keep_sectors(self, operations, keep):
-        """Each sector is as it was at some moment between the last sync and the crash, on its own."""
-        versions = {}
-        end = self.content.size
-        for number, (offset, data) in enumerate(operations):
-            end = max(end, offset + len(data))
-            for sector in range(offset // SECTOR_BYTES, (offset + len(data) - 1) // SECTOR_BYTES + 1):
-                if sector not in versions:
-                    versions[sector] = keep.randrange(len(operations) + 1)
-                if number < versions[sector]:
-                    first = max(offset, sector * SECTOR_BYTES)
-                    last = min(offset + len(data), (sector + 1) * SECTOR_BYTES)
-                    self._redo(first, data[first - offset:last - offset])
-        if end > self.content.size:
-            self._redo_size(end)
-
-    cdef _redo(self, uint64_t offset, bytes data):
-        cdef int status
-        if data is None:
-            status = _truncate(&self.content, offset)
-        else:
-            status = _put(&self.content, offset, <const char*>data, len(data))
-        if status < 0:
-            raise MemoryError
-
-    cdef _redo_size(self, uint64_t size):
-        if _resize(&self.content, size) < 0:
-            raise MemoryError
 
 
 class _MemoryLock:
@@ -340,7 +157,7 @@ cdef class MemoryFiles(Files):
 
     cdef int _open(self, bytes path, int mode) except? -1:
         """A handle, or a negative errno."""
-        cdef _MemoryFile file
+        cdef MemoryFile file
         cdef Content** grown
         cdef Py_ssize_t slot
         name = _path(path)
@@ -348,9 +165,9 @@ cdef class MemoryFiles(Files):
         if file is None:
             if mode == OpenMode.OPEN_READ or _folder(name) not in self._folders:
                 return -ENOENT
-            file = _MemoryFile()
+            file = MemoryFile()
             self._set_names(_folder(name), {name: file})
-        elif mode == OpenMode.OPEN_FRESH and _truncate(&file.content, 0) < 0:
+        elif mode == OpenMode.OPEN_FRESH and content_truncate(&file.content, 0) < 0:
             raise MemoryError
         if self._free_slots:
             slot = self._free_slots.pop()
@@ -411,10 +228,10 @@ cdef class MemoryFiles(Files):
         cdef size_t partial = 0
         cdef int number = EBADF if content == NULL else self._fails(Operation.ON_WRITE, handle, NULL, &partial)
         if number:
-            if partial and _put(content, offset, data, min(partial, size)) < 0:
+            if partial and content_put(content, offset, data, min(partial, size)) < 0:
                 return Status.ERR_MEMORY
             return self._fault(handle, NULL, number, "writing a file")
-        return _put(content, offset, data, size)
+        return content_put(content, offset, data, size)
 
     cdef int sync(self, int handle) noexcept nogil:
         cdef Content* content = self._content(handle)
@@ -425,7 +242,7 @@ cdef class MemoryFiles(Files):
                 content.dropped = content.undo_count
             return self._fault(handle, NULL, number, "syncing a file")
         if content.dropped == 0:
-            _forget_undos(content)
+            content_forget_undos(content)
             return Status.OK
         with gil:
             try:
@@ -435,7 +252,7 @@ cdef class MemoryFiles(Files):
         return Status.OK
 
     cdef _sync_after_failure(self, int handle):
-        (<_MemoryFile>self._opened[<Py_ssize_t>(handle & ((1 << SLOT_BITS) - 1))][0]).sync_after_failure()
+        (<MemoryFile>self._opened[<Py_ssize_t>(handle & ((1 << SLOT_BITS) - 1))][0]).sync_after_failure()
 
     cdef int truncate(self, int handle, uint64_t size) noexcept nogil:
         cdef Content* content = self._content(handle)
@@ -443,7 +260,7 @@ cdef class MemoryFiles(Files):
         cdef int number = EBADF if content == NULL else self._fails(Operation.ON_TRUNCATE, handle, NULL, &partial)
         if number:
             return self._fault(handle, NULL, number, "truncating a file")
-        return _truncate(content, size)
+        return content_truncate(content, size)
 
     cdef int64_t size(self, int handle) noexcept nogil:
         cdef Content* content = self._content(handle)
@@ -567,7 +384,7 @@ cdef class MemoryFiles(Files):
         "all": everything, and it still isn't durable (the process was killed, the machine
         lives on). A `random.Random`: it decides, per file: the unsynced operations up to a
         moment, the next one torn; or each sector of 512 bytes as it was at a moment of its own;
-        and, per folder, how many of the names changed since its last sync, in order.
+        and, per folder, which of the names changed since its last sync did: the first ones, or any.
         """
         self._generation = (self._generation + 1) % GENERATION_COUNT
         self._locks.clear()
@@ -577,18 +394,43 @@ cdef class MemoryFiles(Files):
             self._contents[<Py_ssize_t>slot] = NULL
         if keep == "all":
             return
-        kept = {}
-        for folder in sorted({folder for folder, _ in self._unsynced_names}):
-            changes = sum(1 for other, _ in self._unsynced_names if other == folder)
-            kept[folder] = keep.randrange(changes + 1) if keep is not None else 0
-        lost = []
-        for folder, before in self._unsynced_names:
-            if kept[folder]:
-                kept[folder] -= 1
-            else:
-                lost.append(before)
-        for before in reversed(lost):
-            self._restore_names(before)
-        self._unsynced_names.clear()
+        self._lose_names(keep)
         for name in sorted(self._names):
-            (<_MemoryFile>self._names[name]).crash(keep)
+            (<MemoryFile>self._names[name]).crash(keep)
+
+    def _lose_names(self, keep):
+        folders = sorted({folder for folder, _ in self._unsynced_names})
+        changes = []
+        for folder, before in reversed(self._unsynced_names):
+            changes.append((folder, {name: self._names.get(name) for name in before}))
+            self._restore_names(before)
+        changes.reverse()
+        self._unsynced_names.clear()
+        if keep is None:
+            return
+        for folder in folders:
+            own = [after for other, after in changes if other == folder]
+            if keep.random() < 0.5:
+                own = own[:keep.randrange(len(own) + 1)]
+            else:
+                own = [after for after in own if keep.random() < 0.5]
+            for after in own:
+                self._restore_names(after)
+
+    def copy(self):
+        """A second disk with the same content and names, durable and not; nothing is open or locked there.
+
+        What was armed by `fail` isn't armed there.
+        """
+        cdef MemoryFiles twin = MemoryFiles()
+        twins = {}
+        befores = [before for _, before in self._unsynced_names]
+        for names in [self._names, *befores]:
+            for file in names.values():
+                if file is not None and file not in twins:
+                    twins[file] = (<MemoryFile>file).copy()
+        twin._names = {name: twins[file] for name, file in self._names.items()}
+        for folder, before in self._unsynced_names:
+            twin._unsynced_names.append((folder, {name: twins.get(file) for name, file in before.items()}))
+        twin._folders = set(self._folders)
+        return twin
