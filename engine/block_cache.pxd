@@ -22,6 +22,7 @@ cdef class BlockCache:
     # Invariant: `bytes` is at most `limit` after each call.
     cdef Files files
     cdef object decompressor
+    cdef bint cached_only              # fetch answers WOULD_BLOCK instead of reading a file
     cdef Block** buckets
     cdef size_t bucket_count           # a power of two
     cdef size_t count

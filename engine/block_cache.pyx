@@ -140,6 +140,8 @@ cdef class BlockCache:
                 out[0] = block
                 return Status.OK
             block = block.bucket_next
+        if self.cached_only:
+            return Status.WOULD_BLOCK
         self.misses += 1
         status = block_read(
             self.files, self.decompressor, file, path, number, handle, DATA_BLOCK_LIMIT, &block

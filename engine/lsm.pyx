@@ -219,6 +219,9 @@ cdef class Lsm:
                 return status if status < 0 else 0
         return 0
 
+    cdef void set_cached_only(self, bint value) noexcept nogil:
+        self.cache.cached_only = value
+
     # ---- writing ----
 
     cdef uint64_t prefetch(self, Slice key) noexcept nogil:

@@ -16,6 +16,7 @@ cdef enum Status:
     ERR_FAILED = -12          # the store failed earlier (a sync) and stays failed
     ERR_FORMAT = -13          # a format version from the future; path and reason are in `last_fault`
     ERR_CUT = -14             # the log no longer reaches back to where a reader stands
+    WOULD_BLOCK = -15         # only memory was to be read, and that has no answer; never an exception: ask again
 
 
 cdef struct Fault:
