@@ -8,10 +8,12 @@ import weakref
 from dataclasses import replace
 
 import msgpack
+import zstandard
 
 from everwrite.change cimport Change, change_check, change_parse
 from everwrite.clock cimport Dot, HybridClock, vector_dict, vector_load, vector_raise
 from everwrite.coding cimport Reader, Slice, get_slice, get_u8, get_u64, get_varint, reader_left, reader_of, slice_of
+from everwrite.digest cimport leaves_bytes, leaves_load
 from everwrite.scans cimport ScannedKeyspace
 from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_STATE
 from everwrite.lsm cimport Lsm
@@ -143,6 +145,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
         if checkpoint is not None:
             self.log_index = [(at, vector) for at, vector in checkpoint["index"] if at >= self.wal.start]
             self.clock.last = checkpoint["clock"]
+            leaves_load(self.leaves, zstandard.ZstdDecompressor().decompress(checkpoint["digest"]))
         else:
             self.log_index = [(self.wal.start, {})]
         self.own_origin = 0
@@ -392,6 +395,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
                 "conflicts": [self.conflicts_lww, self.conflicts_type, self.conflicts_add_remove],
                 "clock": self.clock.last,
                 "index": self.log_index,
+                "digest": zstandard.ZstdCompressor(level=1).compress(leaves_bytes(self.leaves)),
             }
         )
 

@@ -10,9 +10,10 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from everwrite.change cimport Change, Part
 from everwrite.clock cimport Dot, HybridClock, Vector
 from everwrite.coding cimport Buffer, Reader, Slice
+from everwrite.digest cimport DigestKey
 from everwrite.join cimport Seen
 from everwrite.lsm cimport Lsm, LsmIterator, Pin
-from everwrite.state cimport Element, Head
+from everwrite.state cimport Element, Head, Sum
 from everwrite.wal_writer cimport WalWriter
 
 cdef extern from "<pthread.h>" nogil:
@@ -58,6 +59,7 @@ cdef class Keyspace:
     cdef bint grouping
     cdef char text[32]                  # a counter as decimal text
 
+    cdef Sum* leaves                    # of the Merkle tree over users' keys; see digest.pxd
     cdef uint64_t live_keys
     cdef uint64_t local_changes
     cdef uint64_t applied_changes
@@ -98,8 +100,9 @@ cdef class Keyspace:
     cdef int _delta_element(self, const Change* change, const Part* part, const Seen* seen) noexcept nogil
     cdef int _next_of_kind(self, Reader* r, int kind, Part* part) noexcept nogil
     cdef int _merge_full(self, const Change* change) noexcept nogil
+    cdef Slice _element_name(self) noexcept nogil                         # of `element_key`, borrowed
     cdef int _merge_element(self, int kind, bint present, const Seen* seen) noexcept nogil
     cdef int _sweep(self, int kind, const Seen* seen, const Slice* parts) noexcept nogil
-    cdef int _store_head(self, int kind_before, int64_t deadline_before) noexcept nogil
+    cdef int _store_head(self, int kind_before, int64_t deadline_before, DigestKey place, Sum item) noexcept nogil
     cdef int _index_expiry(self, int64_t before, int64_t after) noexcept nogil
     cdef int _fail(self, int status) noexcept nogil

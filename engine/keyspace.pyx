@@ -1,6 +1,7 @@
 """Keys and their states; see keyspace.pxd for the invariants."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free
 from libc.string cimport memcmp, memcpy
 
 from everwrite.change cimport (
@@ -27,34 +28,20 @@ from everwrite.change cimport (
 )
 from everwrite.clock cimport Dot, dot_compare, vector_free, vector_init, vector_raise
 from everwrite.coding cimport (
-    Buffer,
-    Reader,
-    Slice,
-    buffer_free,
-    buffer_init,
-    buffer_slice,
-    put_bytes,
-    put_slice,
-    put_u8,
-    reader_left,
-    reader_of,
-    slice_compare,
-    slice_of,
+    Buffer, Reader, Slice, buffer_free, buffer_init, buffer_slice, put_bytes, put_slice, put_u8, reader_left, reader_of,
+    slice_compare, slice_of,
+)
+from everwrite.digest cimport (
+    DigestKey, digest_key, element_item, head_item, leaf_replace, leaves_new, no_sum, sum_add, sum_subtract,
 )
 from everwrite.join cimport (
-    CHANGED,
-    CONFLICT,
-    Seen,
-    join_element,
-    join_expiry,
-    join_head,
-    join_register,
-    join_rows,
+    CHANGED, CONFLICT, Seen, join_element, join_expiry, join_head, join_register, join_rows,
 )
 from everwrite.lsm cimport LsmIterator, pin_init, pin_release
 from everwrite.state cimport (
     SPACE_USER,
     Row,
+    Sum,
     element_add_dot,
     element_clear,
     element_decode,
@@ -103,6 +90,9 @@ cdef class Keyspace:
         buffer_init(&self.expiry_key)
         buffer_init(&self.delta)
         buffer_init(&self.group)
+        self.leaves = leaves_new()
+        if self.leaves == NULL:
+            raise MemoryError
 
     def __dealloc__(self):
         pin_release(&self.pin)
@@ -118,6 +108,7 @@ cdef class Keyspace:
         buffer_free(&self.expiry_key)
         buffer_free(&self.delta)
         buffer_free(&self.group)
+        free(self.leaves)
         pthread_mutex_destroy(&self.mutex)
 
     cdef void lock(self) noexcept nogil:
@@ -184,6 +175,11 @@ cdef class Keyspace:
         if element_decode(&self.element, stored) != Status.OK:
             return fault_corrupt(b"key state", 0, b"an element can't be decoded")
         return 1
+
+    cdef Slice _element_name(self) noexcept nogil:
+        # Space, length of the key and kind stand around the key.
+        cdef size_t start = 5 + self.key.size
+        return slice_of(self.element_key.data + start, self.element_key.size - start)
 
     cdef Slice kind_prefix(self, int kind) noexcept nogil:
         if element_key(&self.element_key, self.loaded_key(), kind, slice_of(NULL, 0)) != 0:
@@ -284,6 +280,8 @@ cdef class Keyspace:
         cdef int kind_before = head_kind(&self.head)
         cdef int64_t deadline_before = head_deadline(&self.head)
         cdef int alive_before = _kinds_alive(&self.head)
+        cdef DigestKey place = digest_key(buffer_slice(&self.key))
+        cdef Sum item = head_item(&self.head, place)
         cdef Row* row
         cdef int status
         if change.flags & CHANGE_FULL_STATE:
@@ -302,7 +300,7 @@ cdef class Keyspace:
             self.conflicts_type += 1
         if self.key.data[0] == SPACE_USER:
             self.user_change_count += 1
-        status = self._store_head(kind_before, deadline_before)
+        status = self._store_head(kind_before, deadline_before, place, item)
         return self._fail(status) if status < 0 else Status.OK
 
     cdef int _merge_delta(self, const Change* change) noexcept nogil:
@@ -392,6 +390,8 @@ cdef class Keyspace:
         """Join `their_element` into `element`, which stands under `element_key`, and store it."""
         cdef bint live_before = present and element_live(&self.element)
         cdef bint live
+        cdef Slice name = self._element_name()
+        cdef Sum item = element_item(&self.element, kind, name) if live_before else no_sum()
         cdef int status = join_element(&self.element, self.head.rows, self.head.size, &self.their_element, seen)
         if status < 0:
             return status
@@ -408,6 +408,8 @@ cdef class Keyspace:
                 return Status.ERR_MEMORY
             status = self.lsm.put(buffer_slice(&self.element_key), buffer_slice(&self.encoded))
         live = element_live(&self.element)
+        sum_subtract(&self.head.sum, item)
+        sum_add(&self.head.sum, element_item(&self.element, kind, name))
         if live and not live_before:
             self.head.count[kind - 2] += 1
         elif live_before and not live:
@@ -514,7 +516,7 @@ cdef class Keyspace:
             self.conflicts_lww += 1
         return status
 
-    cdef int _store_head(self, int kind_before, int64_t deadline_before) noexcept nogil:
+    cdef int _store_head(self, int kind_before, int64_t deadline_before, DigestKey place, Sum item) noexcept nogil:
         cdef int status
         cdef int kind = head_kind(&self.head)
         cdef int64_t deadline
@@ -524,6 +526,7 @@ cdef class Keyspace:
         status = self.lsm.put(buffer_slice(&self.key), buffer_slice(&self.encoded))
         if status < 0 or self.key.data[0] != SPACE_USER:
             return status
+        leaf_replace(self.leaves, place, item, head_item(&self.head, place))
         if kind and not kind_before:
             self.live_keys += 1
         elif kind_before and not kind:

@@ -25,6 +25,12 @@ cdef enum Limit:
     MAX_VALUE = 67108864
 
 
+cdef struct Sum:
+    # A number modulo 2^128; see digest.pxd.
+    uint64_t low
+    uint64_t high
+
+
 cdef struct Row:
     # What one origin has done to a key. `context` is its entry of the key's causal context;
     # the counter pair is its running total as of `counter`; the floor is what resets have observed.
@@ -49,6 +55,7 @@ cdef struct Head:
     Dot lost                # newest register write that lost to a concurrent one (diagnostics, local)
     Dot newest[2]           # newest dot ever added to the set, to the map
     uint64_t count[2]       # live elements of the set, of the map (derived, local)
+    Sum sum                 # of the live elements' items (derived, local)
     Row* rows
     size_t size
     size_t capacity

@@ -225,6 +225,8 @@ cdef int head_decode(Head* head, Slice stored) noexcept nogil:
         for i in range(2):
             head.newest[i] = _get_dot(&r)
             head.count[i] = get_varint(&r)
+        head.sum.low = get_u64(&r)
+        head.sum.high = get_u64(&r)
     if flags & HeadFlag.HAS_ROWS:
         status = _decode_rows(&head.rows, &head.size, &head.capacity, True, &r)
         if status < 0:
@@ -275,6 +277,8 @@ cdef int head_encode(const Head* head, Buffer* into) noexcept nogil:
         for i in range(2):
             failed |= _put_dot(into, head.newest[i])
             failed |= put_varint(into, head.count[i])
+        failed |= put_u64(into, head.sum.low)
+        failed |= put_u64(into, head.sum.high)
     if flags & HeadFlag.HAS_ROWS:
         failed |= _encode_rows(head.rows, head.size, True, into)
     if head.has_register and not head.tombstone:

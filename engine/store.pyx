@@ -41,6 +41,7 @@ from everwrite.coding cimport (
     reader_of,
     slice_of,
 )
+from everwrite.digest cimport leaves_bytes, leaves_root
 from everwrite.durable cimport DurableKeyspace
 from everwrite.keyspace cimport DUPLICATE, FRAME_CLAIM, FRAME_STATE
 from everwrite.lsm cimport LsmIterator
@@ -108,6 +109,27 @@ cdef class Store(DurableKeyspace):
     def user_changes(self):
         """How many updates of users' keys, local and remote, were merged since this store was opened."""
         return self.user_change_count
+
+    def digest(self):
+        """16 bytes that tell what users' keys hold: stores that show the same have the same.
+
+        Keys past their deadline count until they are removed. Cheap: the sums are kept by every write.
+        """
+        with nogil:
+            self.lock()
+        try:
+            return leaves_root(self.leaves)
+        finally:
+            self.unlock()
+
+    def digest_leaves(self):
+        """The leaves of the Merkle tree: 16,384 times 16 bytes, by the upper 14 bits of the key's hash."""
+        with nogil:
+            self.lock()
+        try:
+            return leaves_bytes(self.leaves)
+        finally:
+            self.unlock()
 
     def set_time(self, int64_t ms):
         """Use `ms` (Unix milliseconds) as the wall clock from now on; 0: the system's. For simulations."""

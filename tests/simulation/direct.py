@@ -12,6 +12,7 @@ from tests.reference.history import History
 from tests.reference.model import normal
 from tests.reference.replica import Replica
 from tests.reference.vocabulary import Request, Verb
+from tests.simulation.digests import check_digests
 from tests.simulation.disks import Disk
 from tests.simulation.scenario import HEAVY_BYTES, HEAVY_KEY, KEYS, MakeDisk
 from tests.simulation.world import START_MS, World
@@ -213,6 +214,7 @@ class DirectScenario:
         applied = dict(self.regions[0].replica.store.applied)
         for region in self.regions:
             assert dict(region.replica.store.applied) == applied
+        check_digests([region.replica.store for region in self.regions])
         for key in ALL_KEYS:
             wanted = self.regions[0].history.final(key, applied).reading(self.now_ms)
             for region in self.regions:

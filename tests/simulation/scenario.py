@@ -10,6 +10,7 @@ from everwrite.errors import StorageError
 from tests.reference.history import History
 from tests.reference.model import normal
 from tests.reference.vocabulary import Dot, Request, Vector, Verb, covers
+from tests.simulation.digests import check_digests
 from tests.simulation.disks import Disk
 from tests.simulation.network import Network
 from tests.simulation.node import Node
@@ -218,6 +219,7 @@ class Scenario:
         now_ms = max(node.wall_ms for node in self.nodes)
         for node in self.nodes:
             node.store.set_time(now_ms)
+        check_digests([node.store for node in self.nodes])
         for key in (*KEYS, HEAVY_KEY):
             effects = self.history.covered(key, applied)
             self.world.count("effects", len(effects))

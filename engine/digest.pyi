@@ -1,0 +1,3 @@
+from everwrite.store import Store
+
+def rebuild(store: Store) -> bytes: ...
