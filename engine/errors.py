@@ -23,6 +23,7 @@ __all__ = [
     "PeerError",
     "PortInUseError",
     "ProtocolError",
+    "ReadOnlyError",
     "StorageError",
     "TooLargeError",
     "WrongTypeError",
@@ -40,6 +41,13 @@ class ConfigError(EverwriteError, ValueError):
 
 class StorageError(EverwriteError, OSError):
     """The file system refused an operation. After a failed sync the handle stays failed for good."""
+
+
+class ReadOnlyError(StorageError):
+    """Writes are refused, nothing of this one was applied, and reads go on: the disk is full, or this is a snapshot.
+
+    With a full disk, writes work again by themselves once there is space.
+    """
 
 
 class CorruptionError(StorageError):

@@ -42,6 +42,7 @@ cdef class Keyspace:
     cdef Vector applied
     cdef uint64_t own_origin
     cdef int failed                     # sticky Status of a failure after which nothing is served
+    cdef int refused                    # Status with which writes are refused while reads go on; 0: they aren't
     cdef pthread_mutex_t mutex
 
     cdef Head head                      # of the key that `load` or `begin` named

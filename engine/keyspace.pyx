@@ -190,6 +190,8 @@ cdef class Keyspace:
 
     cdef int delta_begin(self) noexcept nogil:
         cdef Dot dot
+        if self.refused:
+            return self.refused
         dot.origin = self.own_origin
         dot.timestamp = self.clock.tick()
         self.delta.size = 0

@@ -17,6 +17,7 @@ cdef enum Status:
     ERR_FORMAT = -13          # a format version from the future; path and reason are in `last_fault`
     ERR_CUT = -14             # the log no longer reaches back to where a reader stands
     WOULD_BLOCK = -15         # only memory was to be read, and that has no answer; never an exception: ask again
+    ERR_READ_ONLY = -16       # writes are refused for now, nothing was applied; why is in `last_fault`
 
 
 cdef struct Fault:

@@ -4,6 +4,7 @@ from libc.errno cimport errno
 from libc.stdio cimport snprintf
 from libc.string cimport strncpy
 
+import errno as errno_numbers
 import os
 
 from everwrite import errors
@@ -89,6 +90,12 @@ cdef object _exception(int status):
     if status == Status.ERR_FAILED:
         return errors.StorageError(
             f"the store stopped after an earlier failure ({path}: {reason}); close it, mend the disk and open it again"
+        )
+    if status == Status.ERR_READ_ONLY:
+        return errors.ReadOnlyError(
+            fault.error_number or errno_numbers.EROFS,
+            f"{reason}: nothing was changed, and reads go on; writes work again once there is space",
+            path,
         )
     kinds = {
         Status.ERR_CLOSED: (errors.ClosedError, "the store is closed"),
