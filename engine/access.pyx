@@ -8,27 +8,23 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 
 from everwrite.change cimport put_register
-from everwrite.clock cimport Dot
 from everwrite.coding cimport Slice, slice_of
 from everwrite.datatypes cimport (
     KIND_MAP,
-    KIND_NONE,
     KIND_SET,
-    KIND_STRING,
     SET_KEEPTTL,
     SET_NX,
     SET_XX,
 )
 from everwrite.scans cimport Elements, Keys
-from everwrite.state cimport MAX_KEY, MAX_VALUE, SPACE_SYSTEM, head_deadline, row_live, rows_sum, wide_t
+from everwrite.state cimport MAX_KEY, MAX_VALUE, SPACE_SYSTEM
 from everwrite.lsm cimport LsmIterator
 from everwrite.state cimport Head, head_decode, head_free, head_init
 from everwrite.status cimport Status
 from everwrite.store cimport Store
 
 from everwrite.errors import TooLargeError
-
-KINDS = {KIND_NONE: "none", KIND_STRING: "string", KIND_SET: "set", KIND_MAP: "map"}
+from everwrite.kinds import KIND_NAMES, KIND_NUMBERS
 
 
 cdef inline Slice _slice(bytes data):
@@ -103,14 +99,14 @@ def delete(Store store not None, bytes key not None):
 
 
 def kind(Store store not None, bytes key not None):
-    """What the key holds: "none", "string", "set" or "map"."""
+    """What the key holds: one of `kinds.KIND_NAMES`."""
     cdef int status
     cdef Slice name = _slice(key)
     with nogil:
         store.lock()
         status = store.op_type(name)
         store.unlock()
-    return KINDS[store._check(status)]
+    return KIND_NAMES[store._check(status)]
 
 
 def deadline(Store store not None, bytes key not None):
@@ -202,10 +198,10 @@ def set_contains(Store store not None, bytes key not None, bytes element not Non
 
 
 def cardinality(Store store not None, bytes key not None, str of):
-    """The number of elements of a set (`of` "set") or fields of a map ("map"); 0 without the key."""
+    """The number of live elements of a key that holds an `of` (of `kinds.KIND_NAMES`); 0 without the key."""
     cdef int64_t count = 0
     cdef int status
-    cdef int wanted = KIND_SET if of == "set" else KIND_MAP
+    cdef int wanted = KIND_NUMBERS[of]
     cdef Slice name = _slice(key)
     with nogil:
         store.lock()
@@ -220,7 +216,7 @@ def elements(Store store not None, bytes key not None, str of, bytes start=b"", 
     cdef Elements* it = NULL
     cdef Slice item
     cdef Slice value
-    cdef int wanted = KIND_SET if of == "set" else KIND_MAP
+    cdef int wanted = KIND_NUMBERS[of]
     cdef Slice name = _slice(key)
     cdef Slice first = _slice(start)
     cdef int status
@@ -300,7 +296,7 @@ def keys(Store store not None, bytes start=b"", size_t limit=1000):
             with nogil:
                 status = store.keys_next(it, &key, &what)
             if status == 1:
-                found.append((key.data[: key.size], KINDS[what]))
+                found.append((key.data[: key.size], KIND_NAMES[what]))
     finally:
         store.keys_close(it)
         store.unlock()
@@ -392,106 +388,3 @@ def system_items(Store store not None, bytes prefix=b""):
         head_free(&head)
     store._check(status)
     return found
-
-
-# ---- why a key shows what it shows ----
-
-cdef dict _dot(Dot dot):
-    return {
-        "origin": dot.origin,
-        "timestamp": dot.timestamp,
-        "physical_ms": dot.timestamp >> 16,
-        "logical": dot.timestamp & 0xFFFF,
-    }
-
-
-def why(Store store not None, bytes key not None):
-    """What a key shows and by which rule; origins as ints, times in Unix ms.
-
-    Returns a dict: "key", "type", "value" (registers and counters), "visible" (the dot of the write that shows, or
-    None), "rule" (words), "context" (origin -> timestamp), "lost" (dots of concurrent register writes that lost, the
-    newest only), "expires_at_ms" (or None), "substates" (what the key holds of each type).
-    """
-    cdef Slice name = _slice(key)
-    cdef Slice value
-    cdef wide_t total
-    cdef Dot newest
-    cdef int status
-    cdef size_t i
-    with nogil:
-        store.lock()
-        status = store.begin(name)
-    try:
-        store._check(status)
-        what = status
-        head = store.head
-        expired = store.expired
-        context = {head.rows[i].origin: head.rows[i].context for i in range(head.size)}
-        live = rows_sum(head.rows, head.size, &total, &newest)
-        written = bool(head.has_register and not head.tombstone)
-        substates = {
-            "register": None if not head.has_register else {
-                "dot": _dot(head.dot), "deleted": bool(head.tombstone),
-            },
-            "counter": [
-                {
-                    "origin": head.rows[i].origin,
-                    "amount": _difference(head.rows[i].total, head.rows[i].floor_total),
-                    "timestamp": head.rows[i].counter,
-                }
-                for i in range(head.size)
-                if row_live(&head.rows[i])
-            ],
-            "set": {"elements": head.count[0], "newest": _dot(head.newest[0]) if head.count[0] else None},
-            "map": {"fields": head.count[1], "newest": _dot(head.newest[1]) if head.count[1] else None},
-        }
-        if what == KIND_SET or what == KIND_MAP:
-            visible = _dot(head.newest[what - 2])
-        elif what == KIND_STRING:
-            by_rows = live and (not written or newest.timestamp > head.dot.timestamp)
-            visible = _dot(newest) if by_rows else _dot(head.dot)
-        else:
-            visible = None
-        answer = {
-            "key": key,
-            "type": KINDS[what],
-            "visible": visible,
-            "rule": _rule(what, written, live, bool(head.has_register), expired, bool(head.has_lost), substates),
-            "context": context,
-            "lost": [_dot(head.lost)] if head.has_lost else [],
-            "expires_at_ms": head_deadline(&head) or None,
-            "substates": substates,
-        }
-        if what == KIND_STRING:
-            with nogil:
-                status = store.op_get(name, &value)
-            # Its deadline may have passed since it was looked at.
-            answer["value"] = value.data[: value.size] if store._check(status) else b""
-        return answer
-    finally:
-        store.unlock()
-
-
-cdef object _difference(int64_t total, int64_t floor):
-    return <int64_t>(<unsigned long long>total - <unsigned long long>floor)
-
-
-def _rule(what, written, live, has_register, expired, has_lost, substates):
-    alive = [name for name, some in (
-        ("string", written or live), ("set", substates["set"]["elements"]), ("map", substates["map"]["fields"]),
-    ) if some]
-    if expired:
-        return "expired: the deadline has passed"
-    if what == KIND_NONE:
-        return "deleted: nothing written is left that no delete has seen" if has_register else "never written"
-    if len(alive) > 1:
-        return f"type clash: {' and '.join(alive)} were written concurrently; the newest dot shows"
-    if what == KIND_SET:
-        return "add-wins set: an element stays unless a remove has seen its add"
-    if what == KIND_MAP:
-        return "map: per field, the newest write that no remove has seen, plus its increments"
-    if live:
-        return "counter: the register's integer plus every increment that no reset has seen"
-    if has_lost:
-        return "lww: concurrent writes met; the highest timestamp won, then the highest origin"
-    return "lww: the highest timestamp, then the highest origin"

@@ -49,7 +49,7 @@ cdef struct Part:
     Slice value
     int64_t total
     int64_t deadline
-    int kind                   # element and element state: 2 set, 3 map; clear: mask, 1 set, 2 map
+    int kind                   # element and element state: a Kind; clear: a mask of them
     Slice name
     const uint8_t* dots        # removed dots or clear vector: 16 bytes each
     size_t dot_count

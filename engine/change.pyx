@@ -1,6 +1,6 @@
 """Codec of changes. The format's page is docs/formats/change.md."""
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
 from everwrite.clock cimport Dot
 from everwrite.coding cimport (
@@ -10,11 +10,13 @@ from everwrite.coding cimport (
     get_bytes,
     get_slice,
     get_u8,
+    get_u16,
     get_u64,
     get_varint,
     load_u64,
     put_slice,
     put_u8,
+    put_u16,
     put_u64,
     put_varint,
     reader_left,
@@ -23,6 +25,7 @@ from everwrite.coding cimport (
     slice_of,
 )
 from everwrite.state cimport (
+    ELEMENT_KINDS,
     MAX_KEY,
     MAX_VALUE,
     SPACE_SYSTEM,
@@ -33,10 +36,13 @@ from everwrite.state cimport (
     element_decode,
     element_free,
     element_init,
+    element_value_size,
     head_context,
     head_decode,
+    head_find,
     head_free,
     head_init,
+    is_element_kind,
     row_live,
 )
 from everwrite.status cimport Status
@@ -70,6 +76,11 @@ cdef int _counted(Reader* r, size_t width, const uint8_t** items, size_t* count)
     return Status.OK
 
 
+cdef inline bint _value_fits(int kind, Slice value) noexcept nogil:
+    cdef int size = element_value_size(kind)
+    return value.size <= MAX_VALUE if size < 0 else value.size == <size_t>size
+
+
 cdef int part_next(Reader* r, Part* part) noexcept nogil:
     if reader_left(r) == 0:
         return Status.ERR_DECODE if r.failed else 0
@@ -101,12 +112,14 @@ cdef int part_next(Reader* r, Part* part) noexcept nogil:
             part.total = <int64_t>get_u64(r)
         _counted(r, 16, &part.dots, &part.dot_count)
         _counted(r, 24, &part.floors, &part.floor_count)
-        if part.flags > 3 or part.kind < 2 or part.kind > 3 or part.name.size > MAX_KEY:
+        if part.flags > 3 or not is_element_kind(part.kind) or part.name.size > MAX_KEY:
+            return Status.ERR_DECODE
+        if part.flags & ElementFlag.ELEMENT_WRITE and not _value_fits(part.kind, part.value):
             return Status.ERR_DECODE
     elif part.tag == PartTag.PART_CLEAR:
-        part.kind = get_u8(r)
+        part.kind = get_u16(r)
         _counted(r, 16, &part.dots, &part.dot_count)
-        if part.kind < 1 or part.kind > 3:
+        if part.kind == 0 or part.kind & ~ELEMENT_KINDS:
             return Status.ERR_DECODE
     elif part.tag == PartTag.PART_HEAD:
         part.value = get_slice(r)
@@ -114,7 +127,7 @@ cdef int part_next(Reader* r, Part* part) noexcept nogil:
         part.kind = get_u8(r)
         part.name = get_slice(r)
         part.value = get_slice(r)
-        if part.kind < 2 or part.kind > 3 or part.name.size > MAX_KEY:
+        if not is_element_kind(part.kind) or part.name.size > MAX_KEY:
             return Status.ERR_DECODE
     else:
         return Status.ERR_DECODE
@@ -130,6 +143,7 @@ cdef int change_check(const Change* change) noexcept nogil:
     cdef Slice last_name = slice_of(NULL, 0)
     cdef int last_kind = 0
     cdef int status
+    cdef size_t i
     cdef bint full = (change.flags & ChangeFlag.CHANGE_FULL_STATE) != 0
     cdef bint first = True
     head_init(&head)
@@ -153,6 +167,11 @@ cdef int change_check(const Change* change) noexcept nogil:
                 last_kind = part.kind
                 last_name = part.name
                 status = element_decode(&element, part.value)
+                if head_find(&head, part.kind) == NULL:
+                    status = Status.ERR_DECODE
+                for i in range(element.size):
+                    if not _value_fits(part.kind, element.dots[i].value):
+                        status = Status.ERR_DECODE
         elif part.tag == PartTag.PART_HEAD or part.tag == PartTag.PART_ELEMENT_STATE:
             status = Status.ERR_DECODE
         if status < 0:
@@ -232,7 +251,7 @@ cdef int put_clear(Buffer* into, int mask, const Row* rows, size_t size) noexcep
     """Remove, of the kinds in `mask`, every element write that the rows' contexts cover."""
     cdef size_t i
     cdef size_t count = 0
-    cdef int failed = put_u8(into, PartTag.PART_CLEAR) | put_u8(into, <uint8_t>mask)
+    cdef int failed = put_u8(into, PartTag.PART_CLEAR) | put_u16(into, <uint16_t>mask)
     for i in range(size):
         count += rows[i].context != 0
     failed |= put_varint(into, count)

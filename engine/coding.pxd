@@ -120,6 +120,15 @@ cdef inline uint64_t load_u64(const uint8_t* at) noexcept nogil:
     return <uint64_t>load_u32(at) | (<uint64_t>load_u32(at + 4) << 32)
 
 
+cdef inline int put_u16(Buffer* b, uint16_t value) noexcept nogil:
+    if buffer_reserve(b, 2) < 0:
+        return -1
+    b.data[b.size] = value & 0xff
+    b.data[b.size + 1] = value >> 8
+    b.size += 2
+    return 0
+
+
 cdef inline int put_u32(Buffer* b, uint32_t value) noexcept nogil:
     if buffer_reserve(b, 4) < 0:
         return -1
@@ -175,6 +184,16 @@ cdef inline uint8_t get_u8(Reader* r) noexcept nogil:
         return 0
     value = r.at[0]
     r.at += 1
+    return value
+
+
+cdef inline uint16_t get_u16(Reader* r) noexcept nogil:
+    cdef uint16_t value
+    if r.failed or r.end - r.at < 2:
+        r.failed = True
+        return 0
+    value = <uint16_t>(r.at[0] | <uint16_t>r.at[1] << 8)
+    r.at += 2
     return value
 
 

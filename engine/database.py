@@ -18,7 +18,7 @@ import re
 from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, ValuesView
 from typing import Any
 
-from everwrite import access
+from everwrite import access, explain
 from everwrite.clock import merge
 from everwrite.errors import LogCutError, NotAnIntegerError, OverflowError, ProtocolError
 from everwrite.files import Files
@@ -318,7 +318,7 @@ class Database(Store, MutableMapping[bytes, bytes]):
         return access.delete(self, _key(key))
 
     def kind(self, key: bytes) -> str:
-        """What `key` holds: "none", "string", "set" or "map"."""
+        """What `key` holds: "none", "string", "set", "map", or another of `kinds.KIND_NAMES`."""
         return access.kind(self, _key(key))
 
     def key_count(self) -> int:
@@ -396,8 +396,8 @@ class Database(Store, MutableMapping[bytes, bytes]):
         return self.newest_timestamp
 
     def why(self, key: bytes) -> dict[str, Any]:
-        """What `key` shows and by which rule: see `access.why`."""
-        return access.why(self, _key(key))
+        """What `key` shows and by which rule: see `explain.why`."""
+        return explain.why(self, _key(key))
 
     def system_get(self, name: bytes) -> bytes | None:
         """The value of a system register: replicated like a key, apart from users' keys."""

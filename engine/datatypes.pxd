@@ -9,14 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from everwrite.coding cimport Buffer, Slice
 from everwrite.keyspace cimport Keyspace
-from everwrite.state cimport Element
-
-
-cdef enum Kind:
-    KIND_NONE = 0
-    KIND_STRING = 1      # register and counter together: value = integer base + increments
-    KIND_SET = 2
-    KIND_MAP = 3         # what Redis calls a hash
+from everwrite.state cimport KIND_MAP, KIND_NONE, KIND_SET, KIND_STRING, Element, Kind
 
 
 cdef enum SetFlag:
@@ -35,7 +28,7 @@ cdef class TypedKeyspace(Keyspace):
     cdef int _put_removals(self, int keep) noexcept nogil
     cdef int _put_resets(self) noexcept nogil
     cdef int _put_clears(self, int mask) noexcept nogil
-    cdef int _put_field_floors(self) noexcept nogil
+    cdef int _put_element_floors(self, int kind) noexcept nogil
     cdef int _put_element(
         self, int kind, Slice name, uint8_t flags, Slice value, int64_t total, bint removes
     ) noexcept nogil
@@ -66,7 +59,7 @@ cdef class TypedKeyspace(Keyspace):
     cdef int op_set_add(self, Slice key, const Slice* elements, size_t count, int64_t* added) noexcept nogil
     cdef int op_set_remove(self, Slice key, const Slice* elements, size_t count, int64_t* removed) noexcept nogil
     cdef int op_set_contains(self, Slice key, Slice element) noexcept nogil      # 1, 0
-    # SCARD (KIND_SET), HLEN (KIND_MAP)
+    # How many elements are alive of a set, fields of a map, ...
     cdef int op_cardinality(self, Slice key, int kind, int64_t* count) noexcept nogil
 
     # pairs: field, value, field, value ...; count is the number of pairs

@@ -33,6 +33,7 @@ from everwrite.coding cimport (
 )
 from everwrite.lsm cimport LsmIterator
 from everwrite.state cimport (
+    KINDS_WITH_ROWS,
     MAX_KEY,
     MAX_VALUE,
     SPACE_USER,
@@ -41,9 +42,11 @@ from everwrite.state cimport (
     element_decode,
     element_key,
     element_live,
+    head_count,
     head_deadline,
     head_expired,
     head_kind,
+    head_live_kinds,
     head_string_live,
     parse_integer,
     row_live,
@@ -107,8 +110,8 @@ cdef class TypedKeyspace(Keyspace):
 
     # ---- parts of a delta ----
 
-    cdef int _put_field_floors(self) noexcept nogil:
-        """The floors of every map field with live increments, as an element part each."""
+    cdef int _put_element_floors(self, int kind) noexcept nogil:
+        """The floors of every element (a map's field, say) with live increments, as an element part each."""
         cdef LsmIterator* it = self.lsm.iterator()
         cdef Buffer prefix
         cdef Slice stored
@@ -118,7 +121,7 @@ cdef class TypedKeyspace(Keyspace):
         if it == NULL:
             return Status.ERR_MEMORY
         buffer_init(&prefix)
-        status = element_key(&prefix, self.loaded_key(), Kind.KIND_MAP, _empty())
+        status = element_key(&prefix, self.loaded_key(), kind, _empty())
         if status == 0:
             status = self.lsm.seek(it, buffer_slice(&prefix))
         while status > 0:
@@ -133,7 +136,7 @@ cdef class TypedKeyspace(Keyspace):
                     name = slice_of(stored.data + prefix.size, stored.size - prefix.size)
                     status = (
                         put_u8(&self.delta, PART_ELEMENT)
-                        | put_u8(&self.delta, Kind.KIND_MAP)
+                        | put_u8(&self.delta, <uint8_t>kind)
                         | put_slice(&self.delta, name)
                         | put_u8(&self.delta, 0)
                         | put_varint(&self.delta, 0)
@@ -148,15 +151,18 @@ cdef class TypedKeyspace(Keyspace):
 
     cdef int _put_clears(self, int mask) noexcept nogil:
         cdef int status = Status.OK
-        if mask & 2:
-            status = self._put_field_floors()
+        cdef int kind
+        if mask & KINDS_WITH_ROWS:
+            for kind in range(Kind.KIND_MAP, Kind.KIND_SEQUENCE):
+                if mask & KINDS_WITH_ROWS & (1 << kind) and status == Status.OK:
+                    status = self._put_element_floors(kind)
         if mask and status == Status.OK:
             status = put_clear(&self.delta, mask, self.head.rows, self.head.size)
         return status
 
     cdef int _put_resets(self) noexcept nogil:
         """Beside a register write: floors of the counter and removal of every element that was observed."""
-        cdef int mask = (1 if self.head.count[0] else 0) | (2 if self.head.count[1] else 0)
+        cdef int mask = head_live_kinds(&self.head)
         cdef int status = put_floors(&self.delta, self.head.rows, self.head.size)
         return status if status < 0 else self._put_clears(mask)
 
@@ -166,7 +172,7 @@ cdef class TypedKeyspace(Keyspace):
         The register's tombstone takes the dot of the write that it ends: it competes with
         nothing newer, as an observed removal must not.
         """
-        cdef int mask = 0
+        cdef int mask
         cdef int status = Status.OK
         if self.expired:
             keep = Kind.KIND_NONE
@@ -176,10 +182,7 @@ cdef class TypedKeyspace(Keyspace):
                     &self.delta, REGISTER_TOMBSTONE | REGISTER_EXPIRED, self.head.dot, _empty()
                 )
             status |= put_floors(&self.delta, self.head.rows, self.head.size)
-        if keep != Kind.KIND_SET and self.head.count[0]:
-            mask |= 1
-        if keep != Kind.KIND_MAP and self.head.count[1]:
-            mask |= 2
+        mask = head_live_kinds(&self.head) & ~(1 << keep)
         if status == Status.OK and mask:
             status = self._put_clears(mask)
         if self.absent and status == Status.OK and head_deadline(&self.head):
@@ -349,7 +352,7 @@ cdef class TypedKeyspace(Keyspace):
     cdef int _put_elements(
         self, int kind, const Slice* items, size_t count, bint with_values, int64_t* added
     ) noexcept nogil:
-        cdef uint64_t before = 0 if self.expired else self.head.count[kind - 2]
+        cdef uint64_t before = 0 if self.expired else head_count(&self.head, kind)
         cdef size_t step = 2 if with_values else 1
         cdef size_t i
         cdef int status
@@ -371,7 +374,7 @@ cdef class TypedKeyspace(Keyspace):
         if status == Status.OK:
             status = self.delta_end()
         if status == Status.OK:
-            added[0] = <int64_t>(self.head.count[kind - 2] - before)
+            added[0] = <int64_t>(head_count(&self.head, kind) - before)
         return status
 
     cdef int _remove_elements(
@@ -386,7 +389,7 @@ cdef class TypedKeyspace(Keyspace):
             return status
         if status != kind:
             return Status.ERR_WRONG_TYPE
-        before = self.head.count[kind - 2]
+        before = head_count(&self.head, kind)
         for i in range(count):
             if names[i].size > MAX_KEY:
                 continue
@@ -411,7 +414,7 @@ cdef class TypedKeyspace(Keyspace):
             return Status.OK
         status = self.delta_end()
         if status == Status.OK:
-            removed[0] = <int64_t>(before - self.head.count[kind - 2])
+            removed[0] = <int64_t>(before - head_count(&self.head, kind))
         return status
 
     cdef int op_set_add(self, Slice key, const Slice* elements, size_t count, int64_t* added) noexcept nogil:
@@ -443,7 +446,7 @@ cdef class TypedKeyspace(Keyspace):
             return status
         if status != kind:
             return Status.ERR_WRONG_TYPE
-        count[0] = <int64_t>self.head.count[kind - 2]
+        count[0] = <int64_t>head_count(&self.head, kind)
         return Status.OK
 
     cdef int op_map_set(self, Slice key, const Slice* pairs, size_t count, int64_t* added) noexcept nogil:

@@ -15,11 +15,13 @@ from libc.stdint cimport int64_t, uint64_t
 from everwrite.coding cimport Slice
 from everwrite.hashing cimport ew_fold_product, hash64
 from everwrite.state cimport (
+    Collection,
     Element,
     Head,
     Sum,
     element_live,
     head_deadline,
+    head_live_kinds,
     head_string_live,
     row_live,
 )
@@ -110,8 +112,10 @@ cdef inline Sum element_item(const Element* element, int kind, Slice name) noexc
 cdef inline Sum head_item(const Head* head, DigestKey state) noexcept nogil:
     """The item of a key whose entry has this hash; 0 when nothing of it is alive."""
     cdef int64_t deadline
-    cdef bint collections = head.count[0] != 0 or head.count[1] != 0
+    cdef bint collections = head.collection_count != 0 and head_live_kinds(head) != 0
+    cdef const Collection* held
     cdef size_t i
+    cdef int j
     if not collections and not head_string_live(head):
         return no_sum()
     if head.has_register and not head.tombstone:
@@ -121,10 +125,11 @@ cdef inline Sum head_item(const Head* head, DigestKey state) noexcept nogil:
             state = _absorb(state, TAG_ROW, head.rows[i].origin, head.rows[i].counter)
             state = _absorb(state, TAG_AMOUNT, <uint64_t>head.rows[i].total - <uint64_t>head.rows[i].floor_total, 0)
     if collections:
-        for i in range(2):
-            if head.count[i]:
+        for j in range(head.collection_count):
+            held = &head.collections[j]
+            if held.count:
                 # It decides which kind shows.
-                state = _absorb(state, TAG_KIND + (i + 2) * 256, head.newest[i].origin, head.newest[i].timestamp)
+                state = _absorb(state, TAG_KIND + held.kind * 256, held.newest.origin, held.newest.timestamp)
         state = _absorb(state, TAG_ELEMENTS, head.sum.low, head.sum.high)
     if head.has_expiry:
         deadline = head_deadline(head)

@@ -22,11 +22,13 @@ from everwrite.state cimport (
     SPACE_USER,
     Element,
     Head,
+    Kind,
     Sum,
     element_decode,
     element_free,
     element_init,
     element_key,
+    head_count,
     head_decode,
     head_free,
     head_init,
@@ -125,8 +127,8 @@ cdef int _rebuild_some(Keyspace store, Buffer* start, Sum* leaves) noexcept nogi
             status = fault_corrupt(b"key state", 0, b"the head of a key can't be decoded")
             break
         head.sum = no_sum()
-        for kind in range(2, 4):
-            if head.count[kind - 2]:
+        for kind in range(Kind.KIND_SET, Kind.KIND_SEQUENCE + 1):
+            if head_count(&head, kind):
                 status = _sum_elements(
                     store.lsm, elements, slice_of(stored.data + 1, stored.size - 1), kind, &prefix, &head.sum
                 )

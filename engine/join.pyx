@@ -3,7 +3,7 @@
 from everwrite.change cimport dot_at
 from everwrite.clock cimport Dot, dot_compare
 from everwrite.coding cimport Slice
-from everwrite.state cimport Element, Head, Row, element_add_dot, rows_find, rows_insert
+from everwrite.state cimport Collection, Element, Head, Row, element_add_dot, head_collection, rows_find, rows_insert
 from everwrite.status cimport Status
 
 
@@ -105,6 +105,7 @@ cdef int join_head(Head* mine, const Head* theirs) noexcept nogil:
     """All of a head but the element counts, which follow from joining the elements."""
     cdef Dot none
     cdef int outcome = Outcome.UNCHANGED
+    cdef Collection* held
     cdef int status
     cdef int i
     none.origin = 0
@@ -116,9 +117,10 @@ cdef int join_head(Head* mine, const Head* theirs) noexcept nogil:
             outcome |= join_register(mine, theirs.dot, theirs.tombstone, theirs.value, mine.dot)
     if theirs.has_expiry:
         outcome |= join_expiry(mine, theirs.expiry_dot, theirs.deadline)
-    for i in range(2):
-        if dot_compare(theirs.newest[i], mine.newest[i]) > 0:
-            mine.newest[i] = theirs.newest[i]
+    for i in range(theirs.collection_count):
+        held = head_collection(mine, theirs.collections[i].kind)
+        if dot_compare(theirs.collections[i].newest, held.newest) > 0:
+            held.newest = theirs.collections[i].newest
             outcome |= Outcome.CHANGED
     status = join_rows(&mine.rows, &mine.size, &mine.capacity, theirs.rows, theirs.size)
     return status if status < 0 else outcome | status

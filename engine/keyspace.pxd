@@ -9,11 +9,12 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from everwrite.change cimport Change, Part
 from everwrite.clock cimport Dot, HybridClock, Vector
-from everwrite.coding cimport Buffer, Reader, Slice
+from everwrite.coding cimport Buffer, Slice
 from everwrite.digest cimport DigestKey
+from everwrite.elements cimport ElementStore
 from everwrite.join cimport Seen
-from everwrite.lsm cimport Lsm, LsmIterator, Pin
-from everwrite.state cimport Element, Head, Sum
+from everwrite.lsm cimport Pin
+from everwrite.state cimport Sum
 from everwrite.wal_writer cimport WalWriter
 
 cdef extern from "<pthread.h>" nogil:
@@ -35,8 +36,7 @@ cdef enum Merge:
     DUPLICATE = 1          # the context covers it already
 
 
-cdef class Keyspace:
-    cdef Lsm lsm
+cdef class Keyspace(ElementStore):
     cdef WalWriter wal
     cdef HybridClock clock
     cdef Vector applied
@@ -45,15 +45,7 @@ cdef class Keyspace:
     cdef int refused                    # Status with which writes are refused while reads go on; 0: they aren't
     cdef pthread_mutex_t mutex
 
-    cdef Head head                      # of the key that `load` or `begin` named
-    cdef Buffer key                     # its entry key: space byte + key
     cdef Pin pin
-    cdef Head theirs
-    cdef Element element
-    cdef Element their_element
-    cdef Pin element_pin
-    cdef Buffer element_key
-    cdef Buffer encoded
     cdef Buffer expiry_key
     cdef Buffer delta
     cdef Buffer group
@@ -68,7 +60,6 @@ cdef class Keyspace:
     cdef uint64_t user_change_count
     cdef uint64_t conflicts_lww
     cdef uint64_t conflicts_type
-    cdef uint64_t conflicts_add_remove
     cdef int64_t next_deadline          # no expiry is due before this; 0: unknown
 
     cdef void lock(self) noexcept nogil
@@ -82,9 +73,6 @@ cdef class Keyspace:
     # Hints that an operation on a user's key follows soon; see Lsm.prefetch.
     cdef uint64_t prefetch(self, Slice key) noexcept nogil
     cdef void prefetch_entry(self, uint64_t key_hash) noexcept nogil
-    cdef int load_element(self, int kind, Slice name) noexcept nogil      # into `element`; of the loaded key
-    cdef Slice loaded_key(self) noexcept nogil
-    cdef Slice kind_prefix(self, int kind) noexcept nogil                 # borrowed from `element_key`
 
     # A local update of the loaded key: delta_begin, put_* parts into `delta`, delta_end.
     cdef int delta_begin(self) noexcept nogil
@@ -95,15 +83,10 @@ cdef class Keyspace:
     cdef int apply_change(self, Slice body) noexcept nogil                # load, guard, merge; no logging
     cdef int log_change(self, Slice body) noexcept nogil
     cdef int log_group(self) noexcept nogil
-    cdef int encode_state(self, Buffer* into, Dot dot) noexcept nogil     # the loaded key, whole
 
     cdef int _merge_delta(self, const Change* change) noexcept nogil
     cdef int _delta_element(self, const Change* change, const Part* part, const Seen* seen) noexcept nogil
-    cdef int _next_of_kind(self, Reader* r, int kind, Part* part) noexcept nogil
     cdef int _merge_full(self, const Change* change) noexcept nogil
-    cdef Slice _element_name(self) noexcept nogil                         # of `element_key`, borrowed
-    cdef int _merge_element(self, int kind, bint present, const Seen* seen) noexcept nogil
-    cdef int _sweep(self, int kind, const Seen* seen, const Slice* parts) noexcept nogil
     cdef int _store_head(self, int kind_before, int64_t deadline_before, DigestKey place, Sum item) noexcept nogil
     cdef int _index_expiry(self, int64_t before, int64_t after) noexcept nogil
     cdef int _fail(self, int status) noexcept nogil

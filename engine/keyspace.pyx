@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
 from everwrite.change cimport (
     CHANGE_FULL_STATE,
@@ -11,7 +11,6 @@ from everwrite.change cimport (
     PART_CLEAR,
     PART_COUNTER,
     PART_ELEMENT,
-    PART_ELEMENT_STATE,
     PART_EXPIRY,
     PART_FLOORS,
     PART_HEAD,
@@ -28,36 +27,43 @@ from everwrite.change cimport (
 )
 from everwrite.clock cimport Dot, dot_compare, vector_free, vector_init, vector_raise
 from everwrite.coding cimport (
-    Buffer, Reader, Slice, buffer_free, buffer_init, buffer_slice, put_bytes, put_slice, put_u8, reader_left, reader_of,
-    slice_compare, slice_of,
+    Reader,
+    Slice,
+    buffer_free,
+    buffer_init,
+    buffer_slice,
+    put_slice,
+    put_u8,
+    reader_left,
+    reader_of,
+    slice_of,
 )
-from everwrite.digest cimport (
-    DigestKey, digest_key, element_item, head_item, leaf_replace, leaves_new, no_sum, sum_add, sum_subtract,
-)
+from everwrite.digest cimport DigestKey, digest_key, head_item, leaf_replace, leaves_new
 from everwrite.join cimport (
-    CHANGED, CONFLICT, Seen, join_element, join_expiry, join_head, join_register, join_rows,
+    CONFLICT,
+    Seen,
+    join_expiry,
+    join_head,
+    join_register,
+    join_rows,
 )
-from everwrite.lsm cimport LsmIterator, pin_init, pin_release
+from everwrite.lsm cimport pin_init, pin_release
 from everwrite.state cimport (
+    ELEMENT_KINDS,
     SPACE_USER,
+    Collection,
+    Head,
     Row,
     Sum,
     element_add_dot,
     element_clear,
-    element_decode,
-    element_encode,
-    element_free,
-    element_init,
-    element_key,
-    element_live,
     entry_key,
     head_clear,
+    head_collection,
     head_context,
     head_deadline,
     head_decode,
     head_encode,
-    head_free,
-    head_init,
     head_kind,
     head_row,
     head_string_live,
@@ -72,21 +78,13 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t* mutex)
 
 
-cdef class Keyspace:
+cdef class Keyspace(ElementStore):
     """The states of all keys; `TypedKeyspace` adds the typed operations, `Store` files and threads."""
 
     def __cinit__(self):
         pthread_mutex_init(&self.mutex, NULL)
         vector_init(&self.applied)
-        head_init(&self.head)
-        head_init(&self.theirs)
-        element_init(&self.element)
-        element_init(&self.their_element)
         pin_init(&self.pin)
-        pin_init(&self.element_pin)
-        buffer_init(&self.key)
-        buffer_init(&self.element_key)
-        buffer_init(&self.encoded)
         buffer_init(&self.expiry_key)
         buffer_init(&self.delta)
         buffer_init(&self.group)
@@ -96,15 +94,7 @@ cdef class Keyspace:
 
     def __dealloc__(self):
         pin_release(&self.pin)
-        pin_release(&self.element_pin)
         vector_free(&self.applied)
-        head_free(&self.head)
-        head_free(&self.theirs)
-        element_free(&self.element)
-        element_free(&self.their_element)
-        buffer_free(&self.key)
-        buffer_free(&self.element_key)
-        buffer_free(&self.encoded)
         buffer_free(&self.expiry_key)
         buffer_free(&self.delta)
         buffer_free(&self.group)
@@ -158,33 +148,6 @@ cdef class Keyspace:
 
     cdef void prefetch_entry(self, uint64_t key_hash) noexcept nogil:
         self.lsm.prefetch_entry(key_hash)
-
-    cdef Slice loaded_key(self) noexcept nogil:
-        return slice_of(self.key.data + 1, self.key.size - 1)
-
-    cdef int load_element(self, int kind, Slice name) noexcept nogil:
-        cdef Slice stored
-        cdef int found
-        pin_release(&self.element_pin)
-        if element_key(&self.element_key, self.loaded_key(), kind, name) != 0:
-            return Status.ERR_MEMORY
-        found = self.lsm.get(buffer_slice(&self.element_key), &self.element_pin, &stored)
-        if found <= 0:
-            element_clear(&self.element)
-            return found
-        if element_decode(&self.element, stored) != Status.OK:
-            return fault_corrupt(b"key state", 0, b"an element can't be decoded")
-        return 1
-
-    cdef Slice _element_name(self) noexcept nogil:
-        # Space, length of the key and kind stand around the key.
-        cdef size_t start = 5 + self.key.size
-        return slice_of(self.element_key.data + start, self.element_key.size - start)
-
-    cdef Slice kind_prefix(self, int kind) noexcept nogil:
-        if element_key(&self.element_key, self.loaded_key(), kind, slice_of(NULL, 0)) != 0:
-            return slice_of(NULL, 0)
-        return buffer_slice(&self.element_key)
 
     # ---- local updates ----
 
@@ -348,11 +311,7 @@ cdef class Keyspace:
             elif part.tag == PART_EXPIRY:
                 status = join_expiry(&self.head, change.dot, part.deadline)
             elif part.tag == PART_CLEAR:
-                for i in range(2):
-                    if part.kind & (1 << i):
-                        status = self._sweep(<int>i + 2, &seen, NULL)
-                        if status < 0:
-                            break
+                status = self.sweep_kinds(part.kind, &seen, NULL)
             elif part.tag == PART_ELEMENT:
                 status = self._delta_element(change, &part, &seen)
             if status < 0:
@@ -360,6 +319,7 @@ cdef class Keyspace:
 
     cdef int _delta_element(self, const Change* change, const Part* part, const Seen* seen) noexcept nogil:
         cdef Row row
+        cdef Collection* held
         cdef int status = Status.OK
         cdef size_t i
         element_clear(&self.their_element)
@@ -381,110 +341,14 @@ cdef class Keyspace:
             )
         if status < 0:
             return status
-        if part.flags and dot_compare(change.dot, self.head.newest[part.kind - 2]) > 0:
-            self.head.newest[part.kind - 2] = change.dot
+        if part.flags:
+            held = head_collection(&self.head, part.kind)
+            if dot_compare(change.dot, held.newest) > 0:
+                held.newest = change.dot
         status = self.load_element(part.kind, part.name)
         if status < 0:
             return status
-        return self._merge_element(part.kind, status == 1, seen)
-
-    cdef int _merge_element(self, int kind, bint present, const Seen* seen) noexcept nogil:
-        """Join `their_element` into `element`, which stands under `element_key`, and store it."""
-        cdef bint live_before = present and element_live(&self.element)
-        cdef bint live
-        cdef Slice name = self._element_name()
-        cdef Sum item = element_item(&self.element, kind, name) if live_before else no_sum()
-        cdef int status = join_element(&self.element, self.head.rows, self.head.size, &self.their_element, seen)
-        if status < 0:
-            return status
-        if status & CONFLICT:
-            self.conflicts_add_remove += 1
-        if not status & CHANGED:
-            return Status.OK
-        if self.element.size == 0 and self.element.row_count == 0:
-            # Nothing to keep: the context of the key tells that the element was removed.
-            status = self.lsm.remove(buffer_slice(&self.element_key)) if present else Status.OK
-        else:
-            self.encoded.size = 0
-            if element_encode(&self.element, &self.encoded) < 0:
-                return Status.ERR_MEMORY
-            status = self.lsm.put(buffer_slice(&self.element_key), buffer_slice(&self.encoded))
-        live = element_live(&self.element)
-        sum_subtract(&self.head.sum, item)
-        sum_add(&self.head.sum, element_item(&self.element, kind, name))
-        if live and not live_before:
-            self.head.count[kind - 2] += 1
-        elif live_before and not live:
-            self.head.count[kind - 2] -= 1
-        return status
-
-    cdef int _sweep(self, int kind, const Seen* seen, const Slice* parts) noexcept nogil:
-        """Join every element of one kind with what the other side has of it.
-
-        `parts` NULL: the other side has no element (a clear). Else they are a full state's
-        encoded parts, in the order of the iteration, and both sequences are walked together.
-        """
-        cdef LsmIterator* it = self.lsm.iterator()
-        cdef Reader r
-        cdef Part part
-        cdef Buffer prefix
-        cdef Slice stored_key
-        cdef Slice name
-        cdef int status
-        cdef int more_theirs = 0
-        cdef int at_mine
-        cdef int order
-        if it == NULL:
-            return Status.ERR_MEMORY
-        buffer_init(&prefix)
-        status = element_key(&prefix, self.loaded_key(), kind, slice_of(NULL, 0))
-        if parts != NULL:
-            r = reader_of(parts[0])
-            more_theirs = self._next_of_kind(&r, kind, &part)
-        at_mine = self.lsm.seek(it, buffer_slice(&prefix)) if status == 0 else status
-        while at_mine >= 0 and more_theirs >= 0:
-            if at_mine:
-                stored_key = self.lsm.key(it)
-                if stored_key.size < prefix.size or memcmp(stored_key.data, prefix.data, prefix.size) != 0:
-                    at_mine = 0
-            if not at_mine and not more_theirs:
-                break
-            if at_mine:
-                name = slice_of(stored_key.data + prefix.size, stored_key.size - prefix.size)
-            order = -1 if not more_theirs else (1 if not at_mine else slice_compare(name, part.name))
-            element_clear(&self.element)
-            element_clear(&self.their_element)
-            if order <= 0:
-                self.element_key.size = 0
-                status = put_bytes(&self.element_key, stored_key.data, stored_key.size)
-                if status == 0:
-                    status = element_decode(&self.element, self.lsm.value(it))
-            else:
-                status = element_key(&self.element_key, self.loaded_key(), kind, part.name)
-            if status == 0 and order >= 0:
-                status = element_decode(&self.their_element, part.value)
-            if status == 0:
-                status = self._merge_element(kind, order <= 0, seen)
-            if status < 0:
-                break
-            if order >= 0:
-                more_theirs = self._next_of_kind(&r, kind, &part)
-            if order <= 0:
-                at_mine = self.lsm.next(it)
-        self.lsm.iterator_free(it)
-        buffer_free(&prefix)
-        if status < 0:
-            return status
-        return at_mine if at_mine < 0 else (more_theirs if more_theirs < 0 else Status.OK)
-
-    cdef int _next_of_kind(self, Reader* r, int kind, Part* part) noexcept nogil:
-        cdef int status
-        while True:
-            status = part_next(r, part)
-            if status <= 0:
-                return status
-            if part.tag == PART_ELEMENT_STATE and part.kind == kind:
-                return 1
+        return self.merge_element(part.kind, status == 1, seen)
 
     cdef int _merge_full(self, const Change* change) noexcept nogil:
         cdef Reader r = reader_of(change.parts)
@@ -492,7 +356,6 @@ cdef class Keyspace:
         cdef Seen seen
         cdef Slice elements
         cdef int status = part_next(&r, &part)
-        cdef int kind
         cdef size_t i
         if status != 1 or part.tag != PART_HEAD:
             return Status.ERR_DECODE
@@ -509,10 +372,9 @@ cdef class Keyspace:
         seen.dots = NULL
         seen.dot_count = 0
         seen.vector = False
-        for kind in range(2, 4):
-            status = self._sweep(kind, &seen, &elements)
-            if status < 0:
-                return status
+        status = self.sweep_kinds(ELEMENT_KINDS, &seen, &elements)
+        if status < 0:
+            return status
         status = join_head(&self.head, &self.theirs)
         if status >= 0 and status & CONFLICT:
             self.conflicts_lww += 1
@@ -554,47 +416,10 @@ cdef class Keyspace:
                 self.next_deadline = after
         return status
 
-    cdef int encode_state(self, Buffer* into, Dot dot) noexcept nogil:
-        """The loaded key as a full-state change named by `dot` (0, 0: none). Lasts: appended to `into`."""
-        cdef LsmIterator* it
-        cdef Buffer prefix
-        cdef Slice stored_key
-        cdef int failed
-        cdef int status
-        cdef int kind
-        failed = put_change(into, CHANGE_FULL_STATE, dot, 0, buffer_slice(&self.key))
-        self.encoded.size = 0
-        failed |= head_encode(&self.head, &self.encoded)
-        failed |= put_u8(into, PART_HEAD) | put_slice(into, buffer_slice(&self.encoded))
-        if failed:
-            return Status.ERR_MEMORY
-        it = self.lsm.iterator()
-        if it == NULL:
-            return Status.ERR_MEMORY
-        buffer_init(&prefix)
-        status = Status.OK
-        for kind in range(2, 4):
-            failed = element_key(&prefix, self.loaded_key(), kind, slice_of(NULL, 0))
-            status = self.lsm.seek(it, buffer_slice(&prefix)) if not failed else Status.ERR_MEMORY
-            while status > 0:
-                stored_key = self.lsm.key(it)
-                if stored_key.size < prefix.size or memcmp(stored_key.data, prefix.data, prefix.size) != 0:
-                    break
-                failed = put_u8(into, PART_ELEMENT_STATE) | put_u8(into, <uint8_t>kind)
-                failed |= put_slice(into, slice_of(stored_key.data + prefix.size, stored_key.size - prefix.size))
-                failed |= put_slice(into, self.lsm.value(it))
-                status = self.lsm.next(it) if not failed else Status.ERR_MEMORY
-            if status < 0:
-                break
-        self.lsm.iterator_free(it)
-        buffer_free(&prefix)
-        return status if status < 0 else Status.OK
-
 
 cdef int _kinds_alive(const Head* head) noexcept nogil:
     cdef int alive = head_string_live(head)
-    if head.count[0]:
-        alive += 1
-    if head.count[1]:
-        alive += 1
+    cdef int i
+    for i in range(head.collection_count):
+        alive += head.collections[i].count != 0
     return alive

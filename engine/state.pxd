@@ -20,15 +20,35 @@ cdef enum Space:
     SPACE_ELEMENT = 3     # + u32 big-endian length of the key + key + kind + element
     SPACE_EXPIRY = 4      # + u64 big-endian deadline + key: local index, no value
 
+# What a key can hold. Every kind but the string consists of elements: one join serves them all.
+cdef enum Kind:
+    KIND_NONE = 0
+    KIND_STRING = 1           # register and counter together: value = integer base + increments
+    KIND_SET = 2
+    KIND_MAP = 3              # what Redis calls a hash
+    KIND_MULTI = 4            # multi-value register
+    KIND_FLAG = 5
+    KIND_MAX = 6
+    KIND_MIN = 7
+    KIND_HYPERLOGLOG = 8
+    KIND_BOUNDED = 9          # bounded counter
+    KIND_SORTED_SET = 10
+    KIND_SEQUENCE = 11
+
+cdef enum KindMask:
+    # Bit k stands for kind k.
+    ELEMENT_KINDS = 0x0FFC
+    KINDS_WITH_ROWS = 0x0608  # whose elements may hold counter rows: map, bounded counter, sorted set
+
 cdef enum Limit:
+    ELEMENT_KIND_COUNT = 10
+    REGISTERS_BYTES = 48      # an element of a HyperLogLog: 64 registers of six bits
     MAX_KEY = 65536
     MAX_VALUE = 67108864
 
 
-cdef struct Sum:
-    # A number modulo 2^128; see digest.pxd.
-    uint64_t low
-    uint64_t high
+cdef inline bint is_element_kind(int kind) noexcept nogil:
+    return Kind.KIND_SET <= kind <= Kind.KIND_SEQUENCE
 
 
 cdef struct Row:
@@ -42,8 +62,23 @@ cdef struct Row:
     int64_t floor_total
 
 
+cdef struct Sum:
+    # A number modulo 2^128; see digest.pxd.
+    uint64_t low
+    uint64_t high
+
+
+cdef struct Collection:
+    # What a head says of its elements of one kind.
+    Dot newest              # newest dot ever added; 0, 0 when only floors came
+    uint64_t count          # live elements (derived, local)
+    int kind
+
+
 cdef struct Head:
-    # Invariants: rows are sorted by origin; the register's and expiry's dots lie inside the context.
+    # Invariants: rows are sorted by origin, collections by kind; the register's and expiry's dots lie inside
+    # the context; a kind with an element entry has a collection. `collections` must stay last: clearing a head
+    # leaves what lies behind `collection_count` as it is.
     bint has_register
     bint tombstone
     Dot dot                 # the register's
@@ -53,12 +88,12 @@ cdef struct Head:
     int64_t deadline        # Unix ms; 0: no deadline
     bint has_lost
     Dot lost                # newest register write that lost to a concurrent one (diagnostics, local)
-    Dot newest[2]           # newest dot ever added to the set, to the map
-    uint64_t count[2]       # live elements of the set, of the map (derived, local)
     Sum sum                 # of the live elements' items (derived, local)
     Row* rows
     size_t size
     size_t capacity
+    int collection_count
+    Collection collections[10]
 
 
 cdef struct ElementDot:
@@ -91,8 +126,12 @@ cdef bint row_live(const Row* row) noexcept nogil
 cdef bint rows_sum(const Row* rows, size_t size, wide_t* sum, Dot* newest) noexcept nogil   # any live row?
 cdef int64_t saturate(wide_t value) noexcept nogil
 
+cdef const Collection* head_find(const Head* head, int kind) noexcept nogil     # NULL: never held any
+cdef Collection* head_collection(Head* head, int kind) noexcept nogil           # found or inserted
+cdef uint64_t head_count(const Head* head, int kind) noexcept nogil             # live elements
+cdef int head_live_kinds(const Head* head) noexcept nogil                       # a mask, without the string
 cdef bint head_string_live(const Head* head) noexcept nogil
-cdef int head_kind(const Head* head) noexcept nogil              # a store.Kind; expiry isn't looked at
+cdef int head_kind(const Head* head) noexcept nogil              # a Kind; expiry isn't looked at
 cdef bint head_expired(const Head* head, int64_t now_ms) noexcept nogil
 cdef int64_t head_deadline(const Head* head) noexcept nogil      # the effective one; 0: none
 
@@ -101,6 +140,8 @@ cdef void element_free(Element* element) noexcept nogil
 cdef void element_clear(Element* element) noexcept nogil
 cdef int element_decode(Element* element, Slice stored) noexcept nogil
 cdef int element_encode(const Element* element, Buffer* into) noexcept nogil
+# How many bytes the values of a kind's elements have; -1: any number.
+cdef int element_value_size(int kind) noexcept nogil
 cdef int element_add_dot(Element* element, Dot dot, Slice value) noexcept nogil
 cdef bint element_live(const Element* element) noexcept nogil
 

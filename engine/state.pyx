@@ -164,6 +164,17 @@ cdef int _decode_rows(
 
 # ---- heads ----
 
+cdef inline Dot _get_dot(Reader* r) noexcept nogil:
+    cdef Dot dot
+    dot.origin = get_u64(r)
+    dot.timestamp = get_u64(r)
+    return dot
+
+
+cdef inline int _put_dot(Buffer* into, Dot dot) noexcept nogil:
+    return put_u64(into, dot.origin) | put_u64(into, dot.timestamp)
+
+
 cdef void head_init(Head* head) noexcept nogil:
     memset(head, 0, sizeof(Head))
 
@@ -176,7 +187,8 @@ cdef void head_free(Head* head) noexcept nogil:
 cdef void head_clear(Head* head) noexcept nogil:
     cdef Row* rows = head.rows
     cdef size_t capacity = head.capacity
-    memset(head, 0, sizeof(Head))
+    # Plain registers have no collections: don't pay for clearing what nobody reads.
+    memset(head, 0, <char*>&head.collections[0] - <char*>head)
     head.rows = rows
     head.capacity = capacity
 
@@ -190,15 +202,69 @@ cdef Row* head_row(Head* head, uint64_t origin) noexcept nogil:
     return rows_insert(&head.rows, &head.size, &head.capacity, origin)
 
 
-cdef inline Dot _get_dot(Reader* r) noexcept nogil:
-    cdef Dot dot
-    dot.origin = get_u64(r)
-    dot.timestamp = get_u64(r)
-    return dot
+cdef const Collection* head_find(const Head* head, int kind) noexcept nogil:
+    cdef int i
+    for i in range(head.collection_count):
+        if head.collections[i].kind == kind:
+            return &head.collections[i]
+    return NULL
 
 
-cdef inline int _put_dot(Buffer* into, Dot dot) noexcept nogil:
-    return put_u64(into, dot.origin) | put_u64(into, dot.timestamp)
+cdef Collection* head_collection(Head* head, int kind) noexcept nogil:
+    cdef int at = 0
+    cdef int i
+    while at < head.collection_count and head.collections[at].kind < kind:
+        at += 1
+    if at == head.collection_count or head.collections[at].kind != kind:
+        for i in range(head.collection_count, at, -1):
+            head.collections[i] = head.collections[i - 1]
+        memset(&head.collections[at], 0, sizeof(Collection))
+        head.collections[at].kind = kind
+        head.collection_count += 1
+    return &head.collections[at]
+
+
+cdef uint64_t head_count(const Head* head, int kind) noexcept nogil:
+    cdef const Collection* held = head_find(head, kind)
+    return 0 if held == NULL else held.count
+
+
+cdef int head_live_kinds(const Head* head) noexcept nogil:
+    cdef int mask = 0
+    cdef int i
+    for i in range(head.collection_count):
+        if head.collections[i].count:
+            mask |= 1 << head.collections[i].kind
+    return mask
+
+
+cdef int _decode_collections(Head* head, Reader* r) noexcept nogil:
+    cdef int count = get_u8(r)
+    cdef int previous = 0
+    cdef int i
+    if count == 0 or count > ELEMENT_KIND_COUNT:
+        return Status.ERR_DECODE
+    for i in range(count):
+        head.collections[i].kind = get_u8(r)
+        head.collections[i].newest = _get_dot(r)
+        head.collections[i].count = get_varint(r)
+        if head.collections[i].kind <= previous or not is_element_kind(head.collections[i].kind):
+            return Status.ERR_DECODE
+        previous = head.collections[i].kind
+    head.collection_count = count
+    head.sum.low = get_u64(r)
+    head.sum.high = get_u64(r)
+    return Status.ERR_DECODE if r.failed else Status.OK
+
+
+cdef int _encode_collections(const Head* head, Buffer* into) noexcept nogil:
+    cdef int failed = put_u8(into, <uint8_t>head.collection_count)
+    cdef int i
+    for i in range(head.collection_count):
+        failed |= put_u8(into, <uint8_t>head.collections[i].kind)
+        failed |= _put_dot(into, head.collections[i].newest)
+        failed |= put_varint(into, head.collections[i].count)
+    return failed | put_u64(into, head.sum.low) | put_u64(into, head.sum.high)
 
 
 cdef int head_decode(Head* head, Slice stored) noexcept nogil:
@@ -206,7 +272,6 @@ cdef int head_decode(Head* head, Slice stored) noexcept nogil:
     cdef uint8_t flags = get_u8(&r)
     cdef Row* row
     cdef int status
-    cdef int i
     head_clear(head)
     if r.failed or flags & ~HeadFlag.KNOWN_HEAD_FLAGS:
         return Status.ERR_DECODE
@@ -222,11 +287,9 @@ cdef int head_decode(Head* head, Slice stored) noexcept nogil:
         head.has_lost = True
         head.lost = _get_dot(&r)
     if flags & HeadFlag.HAS_COLLECTIONS:
-        for i in range(2):
-            head.newest[i] = _get_dot(&r)
-            head.count[i] = get_varint(&r)
-        head.sum.low = get_u64(&r)
-        head.sum.high = get_u64(&r)
+        status = _decode_collections(head, &r)
+        if status < 0:
+            return status
     if flags & HeadFlag.HAS_ROWS:
         status = _decode_rows(&head.rows, &head.size, &head.capacity, True, &r)
         if status < 0:
@@ -245,7 +308,6 @@ cdef int head_decode(Head* head, Slice stored) noexcept nogil:
 cdef int head_encode(const Head* head, Buffer* into) noexcept nogil:
     cdef uint8_t flags = 0
     cdef int failed
-    cdef int i
     if head.has_register:
         flags |= HeadFlag.HAS_REGISTER
         if head.tombstone:
@@ -254,7 +316,7 @@ cdef int head_encode(const Head* head, Buffer* into) noexcept nogil:
         flags |= HeadFlag.HAS_EXPIRY
     if head.has_lost:
         flags |= HeadFlag.HAS_LOST
-    if head.newest[0].timestamp or head.newest[1].timestamp:
+    if head.collection_count:
         flags |= HeadFlag.HAS_COLLECTIONS
     if not (
         head.has_register
@@ -274,11 +336,7 @@ cdef int head_encode(const Head* head, Buffer* into) noexcept nogil:
     if head.has_lost:
         failed |= _put_dot(into, head.lost)
     if flags & HeadFlag.HAS_COLLECTIONS:
-        for i in range(2):
-            failed |= _put_dot(into, head.newest[i])
-            failed |= put_varint(into, head.count[i])
-        failed |= put_u64(into, head.sum.low)
-        failed |= put_u64(into, head.sum.high)
+        failed |= _encode_collections(head, into)
     if flags & HeadFlag.HAS_ROWS:
         failed |= _encode_rows(head.rows, head.size, True, into)
     if head.has_register and not head.tombstone:
@@ -297,27 +355,25 @@ cdef bint head_string_live(const Head* head) noexcept nogil:
 
 
 cdef int head_kind(const Head* head) noexcept nogil:
-    """The kind that shows: of the alive ones, the one with the newest dot (0 none, 1 string, 2 set, 3 map)."""
-    cdef int kind = 0
+    """The kind that shows: of the alive ones, the one with the newest dot."""
+    cdef int kind = Kind.KIND_NONE
     cdef Dot best
-    cdef Dot newest
     cdef wide_t sum
     cdef int i
     best.origin = 0
     best.timestamp = 0
-    if head.count[0] == 0 and head.count[1] == 0:
-        return 1 if head_string_live(head) else 0
+    if head.collection_count == 0:
+        return Kind.KIND_STRING if head_string_live(head) else Kind.KIND_NONE
     if rows_sum(head.rows, head.size, &sum, &best):
-        kind = 1
+        kind = Kind.KIND_STRING
     if head.has_register and not head.tombstone:
-        kind = 1
+        kind = Kind.KIND_STRING
         if dot_compare(head.dot, best) > 0:
             best = head.dot
-    for i in range(2):
-        newest = head.newest[i]
-        if head.count[i] and dot_compare(newest, best) > 0:
-            best = newest
-            kind = 2 + i
+    for i in range(head.collection_count):
+        if head.collections[i].count and dot_compare(head.collections[i].newest, best) > 0:
+            best = head.collections[i].newest
+            kind = head.collections[i].kind
     return kind
 
 
@@ -348,6 +404,16 @@ cdef void element_free(Element* element) noexcept nogil:
 cdef void element_clear(Element* element) noexcept nogil:
     element.size = 0
     element.row_count = 0
+
+
+cdef int element_value_size(int kind) noexcept nogil:
+    if kind == Kind.KIND_SET or kind == Kind.KIND_FLAG:
+        return 0
+    if kind == Kind.KIND_MAX or kind == Kind.KIND_MIN:
+        return 8
+    if kind == Kind.KIND_HYPERLOGLOG:
+        return REGISTERS_BYTES
+    return -1
 
 
 cdef int element_add_dot(Element* element, Dot dot, Slice value) noexcept nogil:

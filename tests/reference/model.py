@@ -2,7 +2,7 @@
 
 A key's state holds its causal context; a last-writer-wins register whose delete is a value;
 a last-writer-wins deadline; per origin a running counter total and a floor under it; and
-elements (of the set and of the map) with their dots, values and counters. A `Delta` carries
+elements (of the set, of the map and so on) with their dots, values and counters. A `Delta` carries
 one change; `apply_delta` refuses it when the state doesn't include what the change builds on.
 
 Laws: `join` is associative, commutative and idempotent, and applying a delta whose guard holds
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from tests.reference.vocabulary import Dot, Kind, Vector, clamp, covers, integer_of
+from tests.reference.vocabulary import COLLECTIONS, Dot, Kind, Vector, clamp, covers, integer_of
 
 NEVER = Dot(0, 0)
 
@@ -83,7 +83,7 @@ class Counter:
 
 @dataclass(slots=True)
 class Element:
-    """A member of the set or a field of the map: its dots that nothing removed, and its counter."""
+    """A member of the set, a field of the map and so on: its dots that nothing removed, and its counter."""
 
     dots: dict[Dot, bytes] = field(default_factory=dict)
     counter: Counter = field(default_factory=Counter)
@@ -214,7 +214,7 @@ def join(one: KeyState, other: KeyState) -> KeyState:
     )
     joined.counter.merge(one.counter)
     joined.counter.merge(other.counter)
-    for kind in (Kind.SET, Kind.MAP):
+    for kind in COLLECTIONS:
         newest = max(one.newest.get(kind, NEVER), other.newest.get(kind, NEVER))
         if newest != NEVER:
             joined.newest[kind] = newest

@@ -24,6 +24,7 @@ from tests.reference.model import (
     number_total,
 )
 from tests.reference.vocabulary import (
+    COLLECTIONS,
     INT64_MAX,
     INT64_MIN,
     LOGICAL_BITS,
@@ -127,7 +128,7 @@ class ModelStore:
         register_dot = state.register[0] if state.register[1] is not None else NEVER
         if state.counter.alive or register_dot != NEVER:
             found[Kind.STRING] = max(register_dot, state.counter.newest)
-        for kind in (Kind.SET, Kind.MAP):
+        for kind in COLLECTIONS:
             if any(state.of_kind(kind)):
                 found[kind] = state.newest[kind]
         return found

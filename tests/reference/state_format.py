@@ -70,7 +70,7 @@ def read_head(data: bytes) -> tuple[KeyState, dict[Kind, int]]:
     """The state without its elements, and how many live elements it says it has of each kind."""
     cursor = Cursor(data)
     state = KeyState()
-    counts = {Kind.SET: 0, Kind.MAP: 0}
+    counts: dict[Kind, int] = {}
     flags = cursor.byte()
     register = cursor.dot() if flags & HAS_REGISTER else NEVER
     if flags & HAS_EXPIRY:
@@ -79,7 +79,9 @@ def read_head(data: bytes) -> tuple[KeyState, dict[Kind, int]]:
     if flags & HAS_LOST:
         cursor.dot()
     if flags & HAS_COLLECTIONS:
-        for kind in counts:
+        for _ in range(cursor.byte()):
+            kind = Kind(cursor.byte())
+            assert kind > max(counts, default=Kind.STRING), "the kinds are out of order"
             newest = cursor.dot()
             counts[kind] = cursor.varint()
             if newest != NEVER:
@@ -120,6 +122,7 @@ def read_full_state(data: bytes) -> tuple[bytes, KeyState]:
         assert cursor.byte() == ELEMENT_STATE
         kind = Kind(cursor.byte())
         name = cursor.slice()
+        assert kind in counts, f"an element of {kind!r}, of which the head says nothing"
         state.entries[kind, name] = read_element(cursor.slice())
     alive = {kind: sum(1 for _ in state.of_kind(kind)) for kind in counts}
     assert counts == alive, f"the head counts {counts}, but alive are {alive}"

@@ -36,6 +36,18 @@ class Kind(enum.IntEnum):
     STRING = 1
     SET = 2
     MAP = 3
+    MULTI = 4
+    FLAG = 5
+    MAX = 6
+    MIN = 7
+    HYPERLOGLOG = 8
+    BOUNDED = 9
+    SORTED_SET = 10
+    SEQUENCE = 11
+
+
+# The kinds that consist of elements.
+COLLECTIONS = tuple(kind for kind in Kind if kind is not Kind.STRING)
 
 
 class Verb(enum.Enum):

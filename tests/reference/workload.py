@@ -22,7 +22,7 @@ def choose_verb(random: Random, kind: Kind | None) -> Verb:
     if random.random() < 0.25:
         return random.choice(OF_ANY)
     if kind is None or random.random() < 0.1:
-        kind = random.choice(list(Kind))
+        kind = random.choice(list(OF_KIND))
     return random.choice(OF_KIND[kind])
 
 
