@@ -1,0 +1,189 @@
+"""A store as a plain dictionary: what one store that nobody else writes to must show after a list of operations.
+
+Operations are drawn from a seeded source and don't depend on what the store holds, so that whoever
+knows the seed knows them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+import everwrite
+
+# What a key shows: a string or counter, a set, a map; absent keys are absent here, too.
+Value = bytes | frozenset[bytes] | dict[bytes, bytes]
+State = dict[bytes, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`verb` on `key`; `parts` are pairs, elements or fields; a batch holds `inner` operations."""
+
+    verb: str
+    key: bytes = b""
+    parts: tuple[bytes, ...] = ()
+    amount: int = 0
+    inner: tuple[Operation, ...] = ()
+
+    def __str__(self) -> str:
+        if self.inner:
+            return f"{self.verb}[{', '.join(map(str, self.inner))}]"
+        sizes = ", ".join(part.decode() if len(part) < 12 else f"{len(part)} bytes" for part in self.parts)
+        return f"{self.verb} {self.key.decode()} {sizes} {self.amount or ''}".rstrip()
+
+
+# As often as they stand here.
+SIMPLE_VERBS = (
+    *("put", "put", "put", "put_ttl", "delete", "increment", "increment", "add", "add", "discard"),
+    *("set_fields", "set_fields", "remove_field", "increment_field"),
+)
+
+# The first letter of a key says what it holds: string, number, set, map.
+KEYS_PER_KIND = 12
+FAR_SECONDS = 1e6
+BATCHES = hasattr(everwrite.Database, "batch")
+
+
+def keys_of(owner: int) -> list[bytes]:
+    """All keys that operations of this owner touch."""
+    return [b"%d/%c%d" % (owner, kind, number) for kind in b"snem" for number in range(KEYS_PER_KIND)]
+
+
+class Source:
+    """Draws operations on the keys of one owner. `large_bytes`: how large the occasional large value is."""
+
+    def __init__(self, random: Random, owner: int = 0, *, large_bytes: int = 20_000) -> None:
+        self.random = random
+        self.owner = owner
+        self.large_bytes = large_bytes
+
+    def _key(self, kind: str) -> bytes:
+        return b"%d/%s%d" % (self.owner, kind.encode(), self.random.randrange(KEYS_PER_KIND))
+
+    def _value(self) -> bytes:
+        size = self.random.choice((0, 3, 30, 200, 200, 1500))
+        if self.random.random() < 0.03:
+            size = self.random.randrange(self.large_bytes)
+        # Half of it compresses.
+        return self.random.randbytes(size // 2) + b"v" * (size - size // 2)
+
+    def _names(self) -> tuple[bytes, ...]:
+        return tuple({b"e%d" % self.random.randrange(20): None for _ in range(self.random.choice((1, 1, 3, 6)))})
+
+    def draw(self) -> Operation:
+        """The next operation that changes one key, or several by one batch."""
+        if BATCHES and self.random.random() < 0.1:
+            return Operation("batch", inner=tuple(self._simple() for _ in range(self.random.randrange(2, 12))))
+        return self._simple()
+
+    def _simple(self) -> Operation:
+        verb = self.random.choice(SIMPLE_VERBS)
+        match verb:
+            case "put" | "put_ttl":
+                return Operation(verb, self._key("s"), (self._value(),))
+            case "delete":
+                return Operation(verb, self._key(self.random.choice("snem")))
+            case "increment":
+                return Operation(verb, self._key("n"), amount=self.random.randrange(-5, 10))
+            case "add" | "discard":
+                return Operation(verb, self._key("e"), self._names())
+            case "set_fields":
+                fields = self._names()
+                return Operation(verb, self._key("m"), tuple(part for name in fields for part in (name, self._value())))
+            case "remove_field":
+                return Operation(verb, self._key("m"), self._names()[:1])
+        # A field that is counted has a name of its own: other text in it would be refused.
+        return Operation("increment_field", self._key("m"), (b"count",), amount=self.random.randrange(-5, 10))
+
+
+def apply(db: everwrite.Database, operation: Operation) -> None:
+    """Do it to a store."""
+    key, parts = operation.key, operation.parts
+    match operation.verb:
+        case "put":
+            db.put(key, parts[0])
+        case "put_ttl":
+            db.put(key, parts[0], ttl=FAR_SECONDS)
+        case "delete":
+            db.delete(key)
+        case "increment":
+            db.counter(key).increment(operation.amount)
+        case "add":
+            db.set(key).add(*parts)
+        case "discard":
+            db.set(key).discard(*parts)
+        case "set_fields":
+            db.map(key).set(dict(_pairs(parts)))
+        case "remove_field":
+            db.map(key).pop(parts[0], None)
+        case "increment_field":
+            db.map(key).increment(parts[0], operation.amount)
+        case "batch":
+            with db.batch() as batch:
+                for inner in operation.inner:
+                    apply(batch, inner)
+        case _:
+            raise ValueError(operation.verb)
+
+
+def _pairs(parts: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
+    return zip(parts[::2], parts[1::2], strict=True)
+
+
+def apply_to(state: State, operation: Operation) -> None:
+    """Do it to a dictionary."""
+    key, parts = operation.key, operation.parts
+    old = state.pop(key, None)
+    match operation.verb:
+        case "put" | "put_ttl":
+            state[key] = parts[0]
+        case "delete":
+            pass
+        case "increment":
+            state[key] = _plus(old, operation.amount)
+        case "add" | "discard":
+            elements = old if isinstance(old, frozenset) else frozenset()
+            elements = elements | set(parts) if operation.verb == "add" else elements - set(parts)
+            if elements:
+                state[key] = elements
+        case "set_fields" | "remove_field" | "increment_field":
+            fields = dict(old) if isinstance(old, dict) else {}
+            if operation.verb == "set_fields":
+                fields.update(_pairs(parts))
+            elif operation.verb == "remove_field":
+                fields.pop(parts[0], None)
+            else:
+                fields[parts[0]] = _plus(fields.get(parts[0]), operation.amount)
+            if fields:
+                state[key] = fields
+        case "batch":
+            for inner in operation.inner:
+                apply_to(state, inner)
+        case _:
+            raise ValueError(operation.verb)
+
+
+def _plus(old: Value | None, amount: int) -> bytes:
+    return b"%d" % (int(old if isinstance(old, bytes) else 0) + amount)
+
+
+def read(db: everwrite.Database, keys: Iterable[bytes]) -> State:
+    """What a store shows of `keys`."""
+    state: State = {}
+    for key in keys:
+        match db.kind(key):
+            case "none":
+                assert key not in db
+            case "string":
+                state[key] = db[key]
+            case "set":
+                state[key] = frozenset(db.set(key))
+                assert len(db.set(key)) == len(state[key])
+            case "map":
+                state[key] = dict(db.map(key).items())
+                assert len(db.map(key)) == len(state[key])
+            case other:
+                raise AssertionError(f"{key!r} holds a {other}, which nobody wrote")
+    return state
