@@ -430,6 +430,7 @@ cdef class Lsm:
         cdef Version* version
         cdef Merge merge
         cdef size_t i
+        cdef size_t _i
         cdef bint drop_removed
         with self.flush_lock:
             self._check_open()
@@ -459,7 +460,7 @@ cdef class Lsm:
             with self.manifest_lock:
                 new = (info,) if info is not None else ()
                 self._install(info, new + self.manifest.tables, checkpoint, &change)
-                for i in range(change.flushed):
+                for _i in range(change.flushed):
                     self.frozen_checkpoints.popleft()
                 self.flushes += 1
             with nogil:
