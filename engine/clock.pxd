@@ -20,6 +20,7 @@ cdef struct Vector:
 
 
 cdef enum Order:
+    # Bits: 1 the first lacks something of the second, 2 the second of the first.
     EQUAL = 0
     BEFORE = 1      # the first is covered by the second
     AFTER = 2

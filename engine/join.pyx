@@ -25,31 +25,31 @@ cdef bint seen_covers(const Seen* seen, Dot dot) noexcept nogil:
 
 
 cdef int join_row(Row* mine, const Row* theirs) noexcept nogil:
-    """One origin's column set: each part by its newer timestamp."""
-    cdef int outcome = Outcome.UNCHANGED
-    if theirs.context > mine.context:
-        mine.context = theirs.context
-        outcome = Outcome.CHANGED
-    if theirs.counter > mine.counter:
-        mine.counter = theirs.counter
-        mine.total = theirs.total
-        outcome = Outcome.CHANGED
-    if theirs.floor > mine.floor:
-        mine.floor = theirs.floor
-        mine.floor_total = theirs.floor_total
-        outcome = Outcome.CHANGED
-    return outcome
+    """One origin's row: each part by its newer timestamp."""
+    # No branches: which side of a row is newer can't be predicted.
+    cdef bint context = theirs.context > mine.context
+    cdef bint counter = theirs.counter > mine.counter
+    cdef bint floor = theirs.floor > mine.floor
+    mine.context = theirs.context if context else mine.context
+    mine.counter = theirs.counter if counter else mine.counter
+    mine.total = theirs.total if counter else mine.total
+    mine.floor = theirs.floor if floor else mine.floor
+    mine.floor_total = theirs.floor_total if floor else mine.floor_total
+    return Outcome.CHANGED if context | counter | floor else Outcome.UNCHANGED
 
 
 cdef int join_rows(Row** mine, size_t* size, size_t* capacity, const Row* theirs, size_t count) noexcept nogil:
     cdef int outcome = Outcome.UNCHANGED
+    cdef size_t at = 0
     cdef size_t i
-    cdef Row* row
     for i in range(count):
-        row = rows_insert(mine, size, capacity, theirs[i].origin)
-        if row == NULL:
-            return Status.ERR_MEMORY
-        outcome |= join_row(row, &theirs[i])
+        # Both are sorted: one walk.
+        while at < size[0] and mine[0][at].origin < theirs[i].origin:
+            at += 1
+        if at == size[0] or mine[0][at].origin != theirs[i].origin:
+            if rows_insert(mine, size, capacity, theirs[i].origin) == NULL:
+                return Status.ERR_MEMORY
+        outcome |= join_row(&mine[0][at], &theirs[i])
     return outcome
 
 
