@@ -25,6 +25,7 @@ from everwrite.errors import (
     TooLargeError,
     WrongTypeError,
 )
+from everwrite.snapshot import Snapshot
 
 __all__ = [
     "ClockDriftError",
@@ -45,6 +46,7 @@ __all__ = [
     "ProtocolError",
     "ReadOnlyError",
     "SetView",
+    "Snapshot",
     "StorageError",
     "TooLargeError",
     "VersionVector",

@@ -16,13 +16,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, ValuesView
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from everwrite import access, explain
 from everwrite.clock import merge
 from everwrite.errors import LogCutError, NotAnIntegerError, OverflowError, ProtocolError
 from everwrite.files import Files
 from everwrite.store import Store
+
+if TYPE_CHECKING:
+    from everwrite.snapshot import Snapshot
 
 __all__ = ["Counter", "Database", "MapView", "SetView", "VersionVector", "open_database"]
 
@@ -394,6 +397,12 @@ class Database(Store, MutableMapping[bytes, bytes]):
     def last_timestamp(self) -> int:
         """The newest timestamp of this store's own updates; 0 when it made none."""
         return self.newest_timestamp
+
+    def snapshot(self) -> Snapshot:
+        """A read-only mapping of what the store holds now; see `Snapshot`. Costs the same for any amount of data."""
+        from everwrite.snapshot import Snapshot
+
+        return Snapshot(self)
 
     def why(self, key: bytes) -> dict[str, Any]:
         """What `key` shows and by which rule: see `explain.why`."""

@@ -12,6 +12,12 @@ from everwrite.scans cimport ScannedKeyspace
 from everwrite.wal_reader cimport WalReader
 
 
+cdef enum:
+    # Memory tables that snapshots froze: so many are flushed by the next round of maintenance, and so many at once.
+    SET_ASIDE_MAX = 8
+    SET_ASIDE_URGENT = 256
+
+
 cdef class DurableKeyspace(ScannedKeyspace):
     cdef object __weakref__
     cdef readonly object path
@@ -33,6 +39,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
     cdef object wake
     cdef object compaction_thread
     cdef object compaction_wake
+    cdef object snapshots               # a WeakSet of FrozenStore; under the lock
     cdef object failure                 # the exception behind a sticky failure
     cdef int64_t last_sync_ms
     cdef uint64_t torn_bytes            # cut off the log's end at the last open

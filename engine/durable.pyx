@@ -39,7 +39,6 @@ cdef enum Tuning:
     SYNC_INTERVAL_MS = 1000      # durability `interval`
     INDEX_EVERY = 1 << 20        # bytes of log between two entries of the position index
     FROZEN_MAX = 2               # full memory tables that are frozen before writers wait for the flush
-    SET_ASIDE_MAX = 8            # memory tables that snapshots froze before they are flushed, however small
 
 
 cdef class DurableKeyspace(ScannedKeyspace):
@@ -48,6 +47,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
     def __cinit__(self, *args, **kwargs):
         pthread_mutex_init(&self.sync_mutex, NULL)
         self.closed = True
+        self.snapshots = weakref.WeakSet()
 
     def __dealloc__(self):
         pthread_mutex_destroy(&self.sync_mutex)
@@ -260,8 +260,18 @@ cdef class DurableKeyspace(ScannedKeyspace):
                     self.identity = replace(self.identity, clean=True, log_end=self.wal.end, clock=self.clock.last)
                     self.files.replace_file(self._file("IDENTITY"), encode_identity(self.identity))
         finally:
+            for snapshot in self._open_snapshots():
+                snapshot.let_go()
             self.lsm.close()
             self.lock_file.release()
+
+    def _open_snapshots(self):
+        with nogil:
+            self.lock()
+        try:
+            return list(self.snapshots)
+        finally:
+            self.unlock()
 
     def _forked(self):
         """In the child of a fork: the files are the parent's, and whoever held the locks isn't here."""
@@ -270,6 +280,8 @@ cdef class DurableKeyspace(ScannedKeyspace):
         self.failed = Status.ERR_CLOSED
         self.closed = True
         self.thread = None
+        for snapshot in list(self.snapshots):
+            snapshot._forked()
 
     def _flushed_position(self):
         return msgpack.unpackb(self.lsm.checkpoint, strict_map_key=False)["position"] if self.lsm.checkpoint else 0
@@ -417,6 +429,8 @@ cdef class DurableKeyspace(ScannedKeyspace):
                 status = self._write_log(True)
             self._check(status)
             self.lsm.flush_frozen()
+            if self.compaction_wake is not None:
+                self.compaction_wake.set()
             self._cut_log()
 
     def _cut_log(self):
@@ -466,7 +480,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self._check(status)
             self.durable_vector = held
         self._note_position()
-        if self.wal.end - self.frozen_at > 2 * self.memtable_bytes or self.lsm.set_aside_count() > Tuning.SET_ASIDE_MAX:
+        if self.wal.end - self.frozen_at > 2 * self.memtable_bytes or self.lsm.set_aside > SET_ASIDE_MAX:
             # Overwrites don't grow the memory table, but the log that a restart would have to replay.
             # Each read looks into all frozen tables.
             self._freeze()
@@ -505,7 +519,7 @@ def _thread(store, work, wake, interval):
 
 
 def _background(reference, work, wake, interval):
-    """A background thread: lives as long as its store is open and referenced; does `work` every `interval` seconds."""
+    """A background thread: does `work` every `interval` seconds, until there is none left, while its store is open."""
     while True:
         wake.wait(interval)
         wake.clear()
@@ -513,7 +527,8 @@ def _background(reference, work, wake, interval):
         if store is None or store.closing():
             return
         try:
-            getattr(store, work)()
+            while getattr(store, work)() and not store.closing():
+                pass
         except BaseException as error:
             store._remember(error)
             return

@@ -36,7 +36,8 @@ cdef class Lsm:
     cdef Versions versions             # what lies below it
     cdef uint64_t seed
     cdef size_t memtable_bytes
-    cdef size_t set_aside_bytes        # of the newest frozen tables, as far as they were frozen without a checkpoint
+    cdef size_t set_aside              # so many of the newest frozen tables were frozen without a checkpoint
+    cdef size_t set_aside_bytes
     cdef Files files
     cdef BlockCache cache
     cdef str folder

@@ -368,6 +368,7 @@ cdef class Lsm:
             self.frozen_checkpoints.pop()
             counted_release(&fresh.counted)
             raise MemoryError
+        self.set_aside = self.set_aside + 1 if checkpoint is None else 0
         self.set_aside_bytes = self.set_aside_bytes + self.active.memory if checkpoint is None else 0
         self.active = fresh
 
@@ -377,15 +378,14 @@ cdef class Lsm:
 
     def set_aside_count(self):
         """How many of the newest frozen tables wait for a freeze with a checkpoint."""
-        points = list(self.frozen_checkpoints)
-        return next((i for i, point in enumerate(reversed(points)) if point is not None), len(points))
+        return self.set_aside
 
     def flushable_bytes(self):
         """The memory of the frozen tables that `flush_frozen` would write."""
         cdef size_t total = 0
         cdef size_t i
         cdef Version* version
-        cdef size_t left_out = self.set_aside_count()
+        cdef size_t left_out = self.set_aside
         with nogil:
             version = self.versions.hold()
             for i in range(left_out, version.frozen_count):

@@ -46,3 +46,14 @@ cdef class Versions:
     # Close, and remove where they were merged, the tables that nobody reads any more. Whoever
     # read last doesn't do it: removing a large file takes time.
     cdef void bury(self) noexcept nogil
+
+
+cdef class PinnedVersions(Versions):
+    # Shows one version of another `Versions`, until it is unpinned.
+    cdef Versions parent
+    cdef Version* nothing              # what it shows from then on
+
+    cdef void unpin(self) noexcept nogil
+
+
+cdef PinnedVersions pin_current(Versions parent)

@@ -1,5 +1,6 @@
 """Which tables are in use, by whom, and when they can go."""
 
+cimport cython
 from libc.stdlib cimport calloc, free
 
 from everwrite.files cimport Files
@@ -146,3 +147,62 @@ cdef class Versions:
             following = table.next
             table_close(self.files, table)
             table = following
+
+
+# A collector that cleared the reference to `parent` first would leave the version held for good.
+@cython.no_gc
+cdef class PinnedVersions(Versions):
+    """One version of `parent`, as if it were the only one there ever was. Made by `pin_current`."""
+
+    def __cinit__(self, *args):
+        self.nothing = self.current
+
+    def __dealloc__(self):
+        if self.parent is not None:
+            self.unpin()
+        _version_free(self.nothing)
+        self.current = NULL
+
+    cdef Version* hold(self) noexcept nogil:
+        cdef Version* version
+        pthread_mutex_lock(&self.parent.mutex)
+        version = self.current
+        version.refs += 1
+        pthread_mutex_unlock(&self.parent.mutex)
+        return version
+
+    cdef void release(self, Version* version) noexcept nogil:
+        if version != self.nothing:
+            self.parent.release(version)
+            return
+        pthread_mutex_lock(&self.parent.mutex)
+        version.refs -= 1
+        pthread_mutex_unlock(&self.parent.mutex)
+
+    cdef int exchange(self, const Exchange* change) noexcept nogil:
+        return Status.ERR_READ_ONLY
+
+    cdef int clear(self) noexcept nogil:
+        self.unpin()
+        return Status.OK
+
+    cdef void bury(self) noexcept nogil:
+        self.parent.bury()
+
+    cdef void unpin(self) noexcept nogil:
+        cdef Version* version
+        pthread_mutex_lock(&self.parent.mutex)
+        version = self.current
+        self.current = self.nothing
+        pthread_mutex_unlock(&self.parent.mutex)
+        if version != self.nothing:
+            self.parent.release(version)
+
+
+cdef PinnedVersions pin_current(Versions parent):
+    """The version that `parent` shows now, for good."""
+    cdef PinnedVersions pinned = PinnedVersions.__new__(PinnedVersions)
+    pinned.parent = parent
+    with nogil:
+        pinned.current = parent.hold()
+    return pinned

@@ -1,0 +1,15 @@
+"""A frozen moment of a store: what its operations read while the store goes on.
+
+Thread safety: that of `Store`. Reading takes the store's lock, since both share its block cache.
+Invariants: the memory tables and files of the held version never change and outlive the
+snapshot; nothing is written through it; after `let_go`, or after the store was closed, every
+operation answers ERR_CLOSED.
+"""
+
+from everwrite.store cimport Store
+from everwrite.versions cimport PinnedVersions
+
+
+cdef class FrozenStore(Store):
+    cdef Store parent
+    cdef PinnedVersions pinned

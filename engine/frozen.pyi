@@ -1,0 +1,11 @@
+from typing import Self
+
+from typing_extensions import disjoint_base
+
+from everwrite.store import Store
+
+@disjoint_base
+class FrozenStore(Store):
+    @classmethod
+    def of(cls, parent: Store) -> Self: ...
+    def let_go(self) -> None: ...

@@ -1,0 +1,118 @@
+"""A frozen moment of a store; see frozen.pxd."""
+
+from everwrite.clock cimport HybridClock, vector_merge
+from everwrite.durable cimport SET_ASIDE_URGENT
+from everwrite.lsm cimport Lsm
+from everwrite.status cimport Status, check
+from everwrite.store cimport Store
+from everwrite.versions cimport PinnedVersions, pin_current
+
+from everwrite.errors import ClosedError
+
+
+cdef Lsm _view(Lsm lsm, PinnedVersions pinned):
+    """An Lsm that shows the pinned version and nothing else."""
+    cdef Lsm view = Lsm.__new__(Lsm)
+    view.seed = lsm.seed
+    view.memtable_bytes = lsm.memtable_bytes
+    view.files = lsm.files
+    view.cache = lsm.cache
+    view.folder = lsm.folder
+    view.checkpoint = lsm.checkpoint
+    view.manifest = lsm.manifest
+    view.versions = pinned
+    return view
+
+
+cdef class FrozenStore(Store):
+    """A store that shows what `parent` held when it was made. Everything that reads works on it; writes are refused.
+
+    It is no store of its own: no files, no log, no threads. Let go of it with `let_go`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        raise TypeError("a snapshot is made by Database.snapshot")
+
+    @classmethod
+    def of(cls, Store parent not None):
+        """Freeze `parent` as it is now. Costs the same for any amount of data.
+
+        Raises ClosedError, and StorageError when the store stopped after a failure.
+        """
+        cdef FrozenStore self = cls.__new__(cls)
+        cdef PinnedVersions pinned
+        cdef int copied
+        with nogil:
+            parent.lock()
+        try:
+            parent._check(Status.ERR_FAILED if parent.failed else Status.OK)
+            if parent.lsm.active.count:
+                # Without a checkpoint: many snapshots must not become many table files.
+                parent.lsm.freeze(None)
+            pinned = pin_current(parent.lsm.versions)
+            self.clock = HybridClock(parent.clock.max_drift_ms)
+            self.clock.last = parent.clock.last
+            self.clock.manual_ms = parent.clock.now_ms()
+            self.live_keys = parent.live_keys
+            self.own_origin = parent.own_origin
+            copied = vector_merge(&self.applied, &parent.applied)
+            check(copied)
+            self.pinned = pinned
+            self.lsm = _view(parent.lsm, pinned)
+            self.parent = parent
+            self.path = parent.path
+            self.durability = parent.durability
+            self.store_id = parent.store_id
+            self.files = parent.files
+            self.wal = parent.wal
+            self.refused = Status.ERR_READ_ONLY
+            self.log_index = []
+            self.durable_vector = {}
+            self.closed = False
+            parent.snapshots.add(self)
+        finally:
+            parent.unlock()
+        if parent.wake is not None and parent.lsm.set_aside > SET_ASIDE_URGENT:
+            parent.wake.set()
+        return self
+
+    def let_go(self):
+        """Answer ClosedError from here on, and let go of the memory and files. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
+        with nogil:
+            self.lock()
+        self.failed = Status.ERR_CLOSED
+        self.parent.snapshots.discard(self)
+        self.unlock()
+        with nogil:
+            self.pinned.unpin()
+            self.parent.lsm.versions.bury()
+
+    cdef void lock(self) noexcept nogil:
+        self.parent.lock()
+
+    cdef void unlock(self) noexcept nogil:
+        self.parent.unlock()
+
+    cdef int commit(self) noexcept nogil:
+        return Status.OK
+
+    cdef int _check(self, int status) except? -1:
+        if status < 0 and self.failed:
+            raise ClosedError(f"{self.path}: the snapshot is closed, or the store that it is of")
+        return check(status)
+
+    cdef int _checked_commit(self, int status) except? -1:
+        return self._check(status)
+
+    def maintain(self):
+        """Nothing: the store that this is of maintains itself."""
+
+    def commit_log(self):
+        """Nothing: there is nothing to commit."""
+
+    def _forked(self):
+        self.failed = Status.ERR_CLOSED
+        self.closed = True
