@@ -14,6 +14,7 @@ import fcntl
 import os
 
 from everwrite.errors import LockedError, StorageError
+from everwrite.holder import describe_holder, holder_record
 
 from everwrite.status cimport Status, check, fault_io
 
@@ -396,7 +397,8 @@ cdef class PosixFiles(Files):
     def lock(self, path):
         """Take the lock file `path` (flock) and return an object whose `release()` gives it back.
 
-        Raises `LockedError`, naming the holder's process id, when it is taken, by this process or another.
+        Raises `LockedError`, naming the holder's process id, command line and since when, when it is taken, by
+        this process or another.
         """
         name = os.fsdecode(path)
         try:
@@ -406,15 +408,15 @@ cdef class PosixFiles(Files):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            content = os.pread(handle, 4096, 0)
             os.close(handle)
             if error.errno not in (error_numbers.EAGAIN, error_numbers.EACCES):
                 raise _storage_error(error, "locking the store") from error
             raise LockedError(
-                f"{name}: in use by process {holder}; close the store there first, or open a different folder"
+                f"{name}: in use by {describe_holder(content)}; close the store there first, or open a different folder"
             ) from None
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(handle, holder_record(), 0)
         return _PosixLock(handle)
 
 

@@ -151,10 +151,38 @@ def test_a_lock_of_another_process(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(LockedError, match=f"process {other.pid}"):
+        with pytest.raises(LockedError, match=rf"process {other.pid} \(.* -c import sys; .*\), since \d{{4}}-\d\d-"):
             PosixFiles().lock(path)
         other.communicate()
     PosixFiles().lock(path).release()
+
+
+def test_a_lock_that_only_a_forked_child_holds(tmp_path: Path) -> None:
+    path = str(tmp_path / "lock")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        held = PosixFiles().lock(path)
+        if os.fork() == 0:
+            os.close(writer)
+            os.read(reader, 1)  # until the test lets go
+            os._exit(held is None)
+        os._exit(0)
+    os.close(reader)
+    os.waitpid(child, 0)
+    with pytest.raises(LockedError, match=f"process {child} .*; it has ended, but a process that it forked lives"):
+        PosixFiles().lock(path)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\n\n", b"12x\n", b"9" * 3000, b"99999999999\n1\nx\n"])
+def test_a_lock_file_with_anything_in_it(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    held = PosixFiles().lock(str(path))
+    path.write_bytes(content)
+    with pytest.raises(LockedError, match="in use by an unknown process"):
+        PosixFiles().lock(str(path))
+    held.release()
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:
