@@ -25,6 +25,7 @@ from everwrite.errors import (
     TooLargeError,
     WrongTypeError,
 )
+from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 from everwrite.snapshot import Snapshot
 
 __all__ = [
@@ -35,11 +36,16 @@ __all__ = [
     "Counter",
     "Database",
     "EverwriteError",
+    "Flag",
     "FormatError",
     "GapError",
+    "HyperLogLog",
     "LockedError",
     "LogCutError",
     "MapView",
+    "MaxRegister",
+    "MinRegister",
+    "MultiRegister",
     "NotAnIntegerError",
     "OverflowError",
     "PeerError",

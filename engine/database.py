@@ -22,6 +22,7 @@ from everwrite import access, explain
 from everwrite.clock import merge
 from everwrite.errors import LogCutError, NotAnIntegerError, OverflowError, ProtocolError
 from everwrite.files import Files
+from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 from everwrite.store import Store
 
 if TYPE_CHECKING:
@@ -315,6 +316,26 @@ class Database(Store, MutableMapping[bytes, bytes]):
     def map(self, key: bytes) -> MapView:
         """The map at `key`; it exists while it has fields."""
         return MapView(self, _key(key))
+
+    def multi(self, key: bytes) -> MultiRegister:
+        """The multi-value register at `key`; it exists from its first write on."""
+        return MultiRegister(self, _key(key))
+
+    def flag(self, key: bytes) -> Flag:
+        """The flag at `key`; it exists while it is enabled."""
+        return Flag(self, _key(key))
+
+    def max(self, key: bytes) -> MaxRegister:
+        """The max register at `key`; it exists from its first update on."""
+        return MaxRegister(self, _key(key))
+
+    def min(self, key: bytes) -> MinRegister:
+        """The min register at `key`; it exists from its first update on."""
+        return MinRegister(self, _key(key))
+
+    def hyperloglog(self, key: bytes) -> HyperLogLog:
+        """The HyperLogLog at `key`; it exists from its first item on."""
+        return HyperLogLog(self, _key(key))
 
     def delete(self, key: bytes) -> bool:
         """Delete a key of any type; returns whether it existed."""

@@ -4,8 +4,14 @@ from libc.stdint cimport int64_t
 
 from everwrite.clock cimport Dot
 from everwrite.coding cimport Slice, slice_of
+from everwrite.registers cimport extreme_shown
 from everwrite.state cimport (
+    KIND_FLAG,
+    KIND_HYPERLOGLOG,
     KIND_MAP,
+    KIND_MAX,
+    KIND_MIN,
+    KIND_MULTI,
     KIND_NONE,
     KIND_SET,
     KIND_STRING,
@@ -22,6 +28,11 @@ from everwrite.kinds import KIND_NAMES
 # By which rule the elements of a kind make up what it shows.
 RULES = {
     KIND_SET: "add-wins set: an element stays unless a remove has seen its add",
+    KIND_MULTI: "multi-value register: every value that no later write has seen",
+    KIND_FLAG: "flag: enabled while an enabling is left that no disabling has seen",
+    KIND_MAX: "max register: the largest value that no delete has seen",
+    KIND_MIN: "min register: the smallest value that no delete has seen",
+    KIND_HYPERLOGLOG: "HyperLogLog: estimated from the union of all additions that no delete has seen",
     KIND_MAP: "map: per field, the newest write that no remove has seen, plus its increments",
 }
 
@@ -38,7 +49,7 @@ cdef dict _dot(Dot dot):
 def why(Store store not None, bytes key not None):
     """What a key shows and by which rule; origins as ints, times in Unix ms.
 
-    Returns a dict: "key", "type", "value" (registers and counters), "visible" (the dot of the write that shows, or
+    Returns a dict: "key", "type", "value" (of all types that show one), "visible" (the dot of the write that shows, or
     None), "rule" (words), "context" (origin -> timestamp), "lost" (dots of concurrent register writes that lost, the
     newest only), "expires_at_ms" (or None), "substates" (what the key holds of each type that it was ever written as,
     and always of register, counter, set and map).
@@ -46,6 +57,7 @@ def why(Store store not None, bytes key not None):
     cdef Slice name = slice_of(<const unsigned char*>key, len(key))
     cdef Slice value
     cdef wide_t total
+    cdef int64_t number = 0
     cdef Dot newest
     cdef int status
     cdef Collection held
@@ -100,7 +112,22 @@ def why(Store store not None, bytes key not None):
             "expires_at_ms": head_deadline(&head) or None,
             "substates": substates,
         }
-        if what == KIND_STRING:
+        if what == KIND_MULTI or what == KIND_MAX or what == KIND_MIN:
+            with nogil:
+                status = store.op_register_load(name, what)
+            if store._check(status) and what == KIND_MULTI:
+                answer["value"] = [
+                    store.element.dots[i].value.data[: store.element.dots[i].value.size]
+                    for i in range(store.element.size)
+                ]
+            elif status:
+                answer["value"] = extreme_shown(&store.element, what)
+        elif what == KIND_HYPERLOGLOG:
+            with nogil:
+                status = store.op_sketch_count(&name, 1, &number)
+            store._check(status)
+            answer["value"] = number
+        elif what == KIND_STRING:
             with nogil:
                 status = store.op_get(name, &value)
             # Its deadline may have passed since it was looked at.

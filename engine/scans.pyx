@@ -5,8 +5,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp
 
 from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, buffer_slice, put_bytes, slice_of
-from everwrite.datatypes cimport Kind, TypedKeyspace, show_element
+from everwrite.datatypes cimport Kind, show_element
 from everwrite.lsm cimport LsmIterator
+from everwrite.registers cimport RegisterKeyspace
 from everwrite.state cimport (
     SPACE_EXPIRY,
     SPACE_USER,
@@ -35,7 +36,7 @@ cdef Slice _empty() noexcept nogil:
     return slice_of(NULL, 0)
 
 
-cdef class ScannedKeyspace(TypedKeyspace):
+cdef class ScannedKeyspace(RegisterKeyspace):
     """Iteration and expiry on top of the typed operations."""
 
     # ---- iteration ----

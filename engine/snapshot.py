@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from everwrite.database import Counter, Database, MapView, SetView, VersionVector
 from everwrite.frozen import FrozenStore
+from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 
 __all__ = ["Snapshot"]
 
@@ -112,3 +113,23 @@ class Snapshot(Mapping[bytes, bytes]):
     def map(self, key: bytes) -> MapView:
         """The map at `key`."""
         return self._frozen.map(key)
+
+    def multi(self, key: bytes) -> MultiRegister:
+        """The multi-value register at `key`."""
+        return self._frozen.multi(key)
+
+    def flag(self, key: bytes) -> Flag:
+        """The flag at `key`."""
+        return self._frozen.flag(key)
+
+    def max(self, key: bytes) -> MaxRegister:
+        """The max register at `key`."""
+        return self._frozen.max(key)
+
+    def min(self, key: bytes) -> MinRegister:
+        """The min register at `key`."""
+        return self._frozen.min(key)
+
+    def hyperloglog(self, key: bytes) -> HyperLogLog:
+        """The HyperLogLog at `key`."""
+        return self._frozen.hyperloglog(key)
