@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tests.reference.model import Counter, Element, KeyState
-from tests.reference.vocabulary import Dot, Kind
+from tests.reference.vocabulary import COLLECTIONS, Dot, Kind
 
 M64 = (1 << 64) - 1
 M128 = (1 << 128) - 1
@@ -77,7 +77,7 @@ def element_item(element: Element, kind: Kind, name: bytes) -> int:
 
 
 def key_item(entry_key: bytes, key: KeyState) -> int:
-    kinds = {kind: dict(key.of_kind(kind)) for kind in (Kind.SET, Kind.MAP)}
+    kinds = {kind: dict(key.of_kind(kind)) for kind in COLLECTIONS}
     if key.register[1] is None and not key.counter.alive and not any(kinds.values()):
         return 0
     state = hash64(entry_key, 0), hash64(entry_key, SECOND)

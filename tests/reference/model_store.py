@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,10 +23,12 @@ from tests.reference.model import (
     number_shown,
     number_total,
 )
+from tests.reference.sketch import estimate, groups_of, union
 from tests.reference.vocabulary import (
     COLLECTIONS,
     INT64_MAX,
     INT64_MIN,
+    KIND_OF,
     LOGICAL_BITS,
     Dot,
     Kind,
@@ -34,22 +36,15 @@ from tests.reference.vocabulary import (
     Refusal,
     Reply,
     Request,
+    Shown,
     Vector,
     Verb,
     covers,
+    int64_bytes,
+    int64_of,
 )
 
 ALL_KINDS = frozenset(Kind)
-KIND_OF = {
-    Verb.GET: Kind.STRING,
-    Verb.INCREMENT: Kind.STRING,
-    Verb.ADD: Kind.SET,
-    Verb.REMOVE: Kind.SET,
-    Verb.FIELD_SET: Kind.MAP,
-    Verb.FIELD_REMOVE: Kind.MAP,
-    Verb.FIELD_INCREMENT: Kind.MAP,
-}
-
 
 SYSTEM, USER = b"\x01", b"\x02"
 
@@ -146,11 +141,8 @@ class ModelStore:
                 return None
             case Kind.STRING:
                 return Kind.STRING, number_shown(state.register[1], state.register[0], state.counter)
-            case Kind.SET:
-                return Kind.SET, frozenset(name for name, _ in state.of_kind(Kind.SET))
-            case _:
-                shown = [(name, number_shown(*winner(e), e.counter)) for name, e in state.of_kind(Kind.MAP)]
-                return Kind.MAP, tuple(sorted(shown))
+            case kind:
+                return kind, SHOWN[kind](dict(state.of_kind(kind)))
 
     def key_model(self, key: bytes) -> KeyState:
         """The key's whole state."""
@@ -314,6 +306,47 @@ class ModelStore:
 
     def do_field_remove(self, request: Request, exists: bool) -> Reply:
         return self.change_entries(Kind.MAP, request, exists, (None,) * len(request.names))
+
+    def write_one(self, request: Request, kind: Kind, value: bytes | None, exists: bool) -> int:
+        """Write or remove (value None) the one element of a register; whether it was absent (or present, to remove)."""
+        return self.change_entries(kind, replace(request, names=(b"",)), exists, (value,))
+
+    def do_multi_set(self, request: Request, exists: bool) -> Reply:
+        self.write_one(request, Kind.MULTI, request.values[0], exists)
+        return None
+
+    def do_flag_enable(self, request: Request, exists: bool) -> Reply:
+        self.write_one(request, Kind.FLAG, b"", exists)
+        return None
+
+    def do_flag_disable(self, request: Request, exists: bool) -> Reply:
+        return self.write_one(request, Kind.FLAG, None, exists)
+
+    def update_extreme(self, request: Request, kind: Kind, exists: bool) -> Reply:
+        if exists:
+            shown = SHOWN[kind](dict(self.state(request.key).of_kind(kind)))
+            assert isinstance(shown, int)
+            if (request.amount <= shown) if kind is Kind.MAX else (request.amount >= shown):
+                return shown
+        self.write_one(request, kind, int64_bytes(request.amount), exists)
+        return request.amount
+
+    def do_max_update(self, request: Request, exists: bool) -> Reply:
+        return self.update_extreme(request, Kind.MAX, exists)
+
+    def do_min_update(self, request: Request, exists: bool) -> Reply:
+        return self.update_extreme(request, Kind.MIN, exists)
+
+    def do_sketch_add(self, request: Request, exists: bool) -> Reply:
+        held = dict(self.state(request.key).of_kind(Kind.HYPERLOGLOG)) if exists else {}
+        raised = {}
+        for name, group in groups_of(request.names).items():
+            before = union(*held[name].dots.values()) if name in held else union()
+            after = union(before, group)
+            if after != before:
+                raised[name] = after
+        self.change_entries(Kind.HYPERLOGLOG, replace(request, names=tuple(raised)), exists, tuple(raised.values()))
+        return int(bool(raised))
 
     def do_field_increment(self, request: Request, exists: bool) -> Reply:
         entry = (Kind.MAP, request.names[0])
@@ -523,3 +556,19 @@ def winner(element: Element) -> tuple[bytes | None, Dot]:
         return None, NEVER
     dot = max(element.dots)
     return element.dots[dot], dot
+
+
+def values_by_age(element: Element) -> list[bytes]:
+    return [element.dots[dot] for dot in sorted(element.dots)]
+
+
+# What a kind shows, from its live elements.
+SHOWN: dict[Kind, Callable[[dict[bytes, Element]], Shown]] = {
+    Kind.SET: frozenset,
+    Kind.MAP: lambda fields: tuple(sorted((name, number_shown(*winner(e), e.counter)) for name, e in fields.items())),
+    Kind.MULTI: lambda elements: tuple(values_by_age(elements[b""])),
+    Kind.FLAG: bool,
+    Kind.MAX: lambda elements: max(int64_of(value) for value in elements[b""].dots.values()),
+    Kind.MIN: lambda elements: min(int64_of(value) for value in elements[b""].dots.values()),
+    Kind.HYPERLOGLOG: lambda groups: estimate({name: union(*e.dots.values()) for name, e in groups.items()}),
+}

@@ -15,21 +15,27 @@ that holds what each of them observed, both views are the same.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
+from tests.reference.sketch import estimate, groups_of, union
 from tests.reference.vocabulary import (
+    COLLECTIONS,
     INT64_MAX,
     INT64_MIN,
+    KIND_OF,
     Dot,
     Kind,
     Reading,
     Refusal,
     Reply,
     Request,
+    Shown,
     Verb,
     clamp,
+    int64_bytes,
+    int64_of,
     integer_of,
 )
 
@@ -50,11 +56,9 @@ class Action(enum.Enum):
     INCREMENT = enum.auto()
     EXPIRE = enum.auto()  # write the deadline; 0 takes it away
     REAP = enum.auto()  # remove what is past its deadline
-    ADD = enum.auto()
-    REMOVE = enum.auto()
-    FIELD_SET = enum.auto()
-    FIELD_REMOVE = enum.auto()
-    FIELD_INCREMENT = enum.auto()
+    WRITE = enum.auto()  # write elements of a kind, each in the place of what it has observed of it
+    REMOVE = enum.auto()  # remove elements of a kind
+    COUNT = enum.auto()  # add to elements of a kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Effect:
 
     key: bytes
     action: Action
+    kind: Kind = Kind.STRING  # of the elements that `names` are
     names: tuple[bytes, ...] = ()
     values: tuple[bytes, ...] = ()
     amount: int = 0
@@ -78,16 +83,16 @@ class Effect:
         return self.action in (Action.SET, Action.DELETE)
 
     def value_of(self, name: bytes) -> bytes:
-        return self.values[self.names.index(name)]
+        return self.values[self.names.index(name)] if self.values else b""
 
 
 @dataclass(slots=True)
 class Number:
-    """A register with increments on top: a string, or a field of a map."""
+    """A register with increments on top: a string, or a field of a map. Elements of other kinds are like fields."""
 
     text: bytes | None = None  # of the register that wins
     text_dot: Dot = UNSTAMPED
-    values: list[Effect] = field(default_factory=list)  # of a field: the ones that nothing removed
+    values: list[Effect] = field(default_factory=list)  # of an element: the writes that nothing removed
     increments: list[Effect] = field(default_factory=list)  # those that nothing removed
 
     @property
@@ -134,8 +139,7 @@ class View:
     """What a key holds, regardless of the time."""
 
     string: Number
-    elements: dict[bytes, list[Effect]]  # the additions that nothing removed
-    fields: dict[bytes, Number]
+    elements: dict[Kind, dict[bytes, Number]]  # the ones that are alive
     newest: dict[Kind, Dot]  # of the kinds that are alive
     deadline_ms: int  # the effective one; 0: none
     register: Dot  # of the register write that wins, even if it was removed
@@ -153,10 +157,31 @@ class View:
                 return None
             case Kind.STRING:
                 return Kind.STRING, self.string.shown
-            case Kind.SET:
-                return Kind.SET, frozenset(self.elements)
-            case _:
-                return Kind.MAP, tuple(sorted((name, number.shown) for name, number in self.fields.items()))
+            case kind:
+                return kind, SHOWN[kind](self.elements[kind])
+
+    def values_of(self, kind: Kind, name: bytes = b"") -> list[bytes]:
+        """The values of the writes of an element that nothing removed, oldest first."""
+        number = self.elements[kind].get(name)
+        return [] if number is None else values_in(number, name)
+
+
+def values_in(number: Number, name: bytes = b"") -> list[bytes]:
+    return [effect.value_of(name) for effect in sorted(number.values, key=by_dot)]
+
+
+Elements = dict[bytes, Number]
+
+# What a kind shows, from its live elements.
+SHOWN: dict[Kind, Callable[[Elements], Shown]] = {
+    Kind.SET: frozenset,
+    Kind.MAP: lambda fields: tuple(sorted((name, number.shown) for name, number in fields.items())),
+    Kind.MULTI: lambda elements: tuple(values_in(elements[b""])),
+    Kind.FLAG: bool,
+    Kind.MAX: lambda elements: max(map(int64_of, values_in(elements[b""]))),
+    Kind.MIN: lambda elements: min(map(int64_of, values_in(elements[b""]))),
+    Kind.HYPERLOGLOG: lambda groups: estimate({g: union(*values_in(held, g)) for g, held in groups.items()}),
+}
 
 
 def view(effects: Sequence[Effect], *, so_far: bool = False) -> View:
@@ -186,60 +211,47 @@ def view(effects: Sequence[Effect], *, so_far: bool = False) -> View:
     if string.alive:
         newest[Kind.STRING] = string.newest
 
-    elements = {}
-    for name, touches in by_name(effects, {Action.ADD, Action.REMOVE}).items():
-        # An addition replaces the ones that it observed, so it removes them too.
-        gone = removed(Kind.SET, name, touches)
-        left = [effect for effect in touches if effect.action is Action.ADD and effect.dot not in gone]
-        if left:
-            elements[name] = left
-    if elements:
-        newest[Kind.SET] = newest_write(effects, {Action.ADD})
-
-    fields = {}
-    for name, touches in by_name(effects, {Action.FIELD_SET, Action.FIELD_REMOVE, Action.FIELD_INCREMENT}).items():
-        gone = removed(Kind.MAP, name, [e for e in touches if e.action is not Action.FIELD_INCREMENT])
+    elements: dict[Kind, Elements] = {kind: {} for kind in COLLECTIONS}
+    for (kind, name), touches in by_element(effects).items():
+        # A write replaces the ones that it observed, so it removes them too.
+        gone = removed(kind, name, [effect for effect in touches if effect.action is not Action.COUNT])
         left = [effect for effect in touches if effect.dot not in gone]
-        number = Number(increments=[effect for effect in left if effect.action is Action.FIELD_INCREMENT])
-        number.values = [effect for effect in left if effect.action is Action.FIELD_SET]
+        number = Number(increments=[effect for effect in left if effect.action is Action.COUNT])
+        number.values = [effect for effect in left if effect.action is Action.WRITE]
         if number.values:
             shown = max(number.values, key=by_dot)
             number.text, number.text_dot = shown.value_of(name), shown.dot
         if number.alive:
-            fields[name] = number
-    if fields:
-        newest[Kind.MAP] = newest_write(effects, {Action.FIELD_SET, Action.FIELD_INCREMENT})
+            elements[kind][name] = number
+    for kind in COLLECTIONS:
+        if elements[kind]:
+            # The dot by which a collection competes with other kinds on its key.
+            newest[kind] = max(e.dot for e in effects if e.kind is kind and e.action in (Action.WRITE, Action.COUNT))
 
     deadline = max((effect for effect in effects if effect.deadline_ms is not None), key=by_dot, default=None)
     effective = deadline is not None and deadline.dot >= register
-    return View(
-        string, elements, fields, newest, (deadline.deadline_ms or 0) if deadline and effective else 0, register
-    )
+    return View(string, elements, newest, (deadline.deadline_ms or 0) if deadline and effective else 0, register)
 
 
-def newest_write(effects: Iterable[Effect], actions: set[Action]) -> Dot:
-    """The dot by which a collection competes with other kinds on its key."""
-    return max(effect.dot for effect in effects if effect.action in actions)
-
-
-def by_name(effects: Iterable[Effect], actions: set[Action]) -> dict[bytes, list[Effect]]:
-    """The effects with one of the actions, by element or field."""
-    found: dict[bytes, list[Effect]] = {}
+def by_element(effects: Iterable[Effect]) -> dict[tuple[Kind, bytes], list[Effect]]:
+    """The effects on elements, by element."""
+    found: dict[tuple[Kind, bytes], list[Effect]] = {}
     for effect in effects:
-        if effect.action in actions:
+        if effect.action in (Action.WRITE, Action.REMOVE, Action.COUNT):
             for name in effect.names:
-                found.setdefault(name, []).append(effect)
+                found.setdefault((effect.kind, name), []).append(effect)
     return found
 
 
 def taken_numbers(draft: Effect, seen: View) -> Iterable[tuple[Kind, Action, bytes, Number]]:
-    """The string and the fields that a change resets."""
+    """The string and the elements that a change resets."""
     if Kind.STRING in draft.clears:
         yield Kind.STRING, Action.INCREMENT, b"", seen.string
-    for name, number in seen.fields.items():
-        replaced = draft.action in (Action.FIELD_SET, Action.FIELD_REMOVE) and name in draft.names
-        if Kind.MAP in draft.clears or replaced:
-            yield Kind.MAP, Action.FIELD_INCREMENT, name, number
+    for kind, elements in seen.elements.items():
+        for name, number in elements.items():
+            touched = draft.kind is kind and draft.action in (Action.WRITE, Action.REMOVE) and name in draft.names
+            if kind in draft.clears or touched:
+                yield kind, Action.COUNT, name, number
 
 
 def taken(draft: Effect, seen: View, effects: Sequence[Effect]) -> frozenset[Taken]:
@@ -254,11 +266,10 @@ def taken(draft: Effect, seen: View, effects: Sequence[Effect]) -> frozenset[Tak
         takes.update(
             (kind, name, effect.dot)
             for effect in effects
-            if effect.action is action and effect.dot.origin in origins and (not name or name in effect.names)
+            if effect.action is action
+            and effect.dot.origin in origins
+            and (kind is Kind.STRING or (effect.kind is kind and name in effect.names))
         )
-    for name, additions in seen.elements.items():
-        if Kind.SET in draft.clears or (draft.action in (Action.ADD, Action.REMOVE) and name in draft.names):
-            takes.update((Kind.SET, name, addition.dot) for addition in additions)
     return frozenset(takes)
 
 
@@ -338,48 +349,63 @@ def plan_persist(request: Request, seen: View, now_ms: int, origin: int) -> tupl
     return 1, Effect(request.key, Action.EXPIRE, deadline_ms=0)
 
 
-def plan_add(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
-    added = sum(name not in seen.elements for name in request.names)
-    return added, Effect(request.key, Action.ADD, names=request.names)
+def plan_write(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    kind = KIND_OF[request.verb]
+    added = sum(name not in seen.elements[kind] for name in request.names)
+    return added, Effect(request.key, Action.WRITE, kind, names=request.names, values=request.values)
 
 
 def plan_remove(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
-    present = tuple(name for name in request.names if name in seen.elements)
-    return len(present), Effect(request.key, Action.REMOVE, names=present) if present else None
-
-
-def plan_field_set(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
-    added = sum(name not in seen.fields for name in request.names)
-    return added, Effect(request.key, Action.FIELD_SET, names=request.names, values=request.values)
-
-
-def plan_field_remove(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
-    present = tuple(name for name in request.names if name in seen.fields)
-    return len(present), Effect(request.key, Action.FIELD_REMOVE, names=present) if present else None
+    kind = KIND_OF[request.verb]
+    present = tuple(name for name in request.names if name in seen.elements[kind])
+    return len(present), Effect(request.key, Action.REMOVE, kind, names=present) if present else None
 
 
 def plan_field_increment(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
     name = request.names[0]
-    number = seen.fields.get(name, Number())
+    number = seen.elements[Kind.MAP].get(name, Number())
     refusal = number.increment_refused(request.amount, origin)
     if refusal is not None:
         return refusal, None
     assert number.total is not None
-    effect = Effect(request.key, Action.FIELD_INCREMENT, names=request.names, amount=request.amount)
+    effect = Effect(request.key, Action.COUNT, Kind.MAP, names=request.names, amount=request.amount)
     return number.total + request.amount, effect
 
 
-# The kind that an operation is of; the others are of the key, whatever it holds.
-KIND_OF = {
-    Verb.GET: Kind.STRING,
-    Verb.SET: Kind.STRING,
-    Verb.INCREMENT: Kind.STRING,
-    Verb.ADD: Kind.SET,
-    Verb.REMOVE: Kind.SET,
-    Verb.FIELD_SET: Kind.MAP,
-    Verb.FIELD_REMOVE: Kind.MAP,
-    Verb.FIELD_INCREMENT: Kind.MAP,
-}
+def plan_register(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    """A multi-value register or a flag is written."""
+    values = request.values or (b"",)
+    return None, Effect(request.key, Action.WRITE, KIND_OF[request.verb], names=(b"",), values=values)
+
+
+def plan_disable(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    enabled = bool(seen.elements[Kind.FLAG])
+    return int(enabled), Effect(request.key, Action.REMOVE, Kind.FLAG, names=(b"",)) if enabled else None
+
+
+def plan_extreme(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    """Only what beats the value that shows here is an update at all."""
+    kind = KIND_OF[request.verb]
+    better = max if kind is Kind.MAX else min
+    shown = [int64_of(value) for value in seen.values_of(kind)]
+    best = better([*shown, request.amount])
+    if best in shown:
+        return best, None
+    return best, Effect(request.key, Action.WRITE, kind, names=(b"",), values=(int64_bytes(best),))
+
+
+def plan_sketch_add(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    """A write of a group of registers includes what it observed: so a delete may leave some of what it had seen."""
+    raised = {}
+    for name, group in groups_of(request.names).items():
+        shown = union(*seen.values_of(Kind.HYPERLOGLOG, name))
+        if union(shown, group) != shown:
+            raised[name] = union(shown, group)
+    if not raised:
+        return 0, None
+    effect = Effect(request.key, Action.WRITE, Kind.HYPERLOGLOG, names=tuple(raised), values=tuple(raised.values()))
+    return 1, effect
+
 
 PLANNERS = {
     Verb.GET: plan_get,
@@ -388,9 +414,15 @@ PLANNERS = {
     Verb.INCREMENT: plan_increment,
     Verb.EXPIRE: plan_expire,
     Verb.PERSIST: plan_persist,
-    Verb.ADD: plan_add,
+    Verb.ADD: plan_write,
     Verb.REMOVE: plan_remove,
-    Verb.FIELD_SET: plan_field_set,
-    Verb.FIELD_REMOVE: plan_field_remove,
+    Verb.FIELD_SET: plan_write,
+    Verb.FIELD_REMOVE: plan_remove,
     Verb.FIELD_INCREMENT: plan_field_increment,
+    Verb.MULTI_SET: plan_register,
+    Verb.FLAG_ENABLE: plan_register,
+    Verb.FLAG_DISABLE: plan_disable,
+    Verb.MAX_UPDATE: plan_extreme,
+    Verb.MIN_UPDATE: plan_extreme,
+    Verb.SKETCH_ADD: plan_sketch_add,
 }

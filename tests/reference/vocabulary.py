@@ -64,6 +64,31 @@ class Verb(enum.Enum):
     FIELD_SET = "field_set"
     FIELD_REMOVE = "field_remove"
     FIELD_INCREMENT = "field_increment"
+    MULTI_SET = "multi_set"
+    FLAG_ENABLE = "flag_enable"
+    FLAG_DISABLE = "flag_disable"
+    MAX_UPDATE = "max_update"
+    MIN_UPDATE = "min_update"
+    SKETCH_ADD = "sketch_add"
+
+
+# The kind that an operation is of; the others are of the key, whatever it holds.
+KIND_OF = {
+    Verb.GET: Kind.STRING,
+    Verb.SET: Kind.STRING,
+    Verb.INCREMENT: Kind.STRING,
+    Verb.ADD: Kind.SET,
+    Verb.REMOVE: Kind.SET,
+    Verb.FIELD_SET: Kind.MAP,
+    Verb.FIELD_REMOVE: Kind.MAP,
+    Verb.FIELD_INCREMENT: Kind.MAP,
+    Verb.MULTI_SET: Kind.MULTI,
+    Verb.FLAG_ENABLE: Kind.FLAG,
+    Verb.FLAG_DISABLE: Kind.FLAG,
+    Verb.MAX_UPDATE: Kind.MAX,
+    Verb.MIN_UPDATE: Kind.MIN,
+    Verb.SKETCH_ADD: Kind.HYPERLOGLOG,
+}
 
 
 class Refusal(enum.Enum):
@@ -78,8 +103,9 @@ class Refusal(enum.Enum):
 class Request:
     """One operation as a client asks for it.
 
-    `names` are elements of a set or fields of a map, without duplicates; `values` belong to
-    FIELD_SET (one a name) or SET (one). `deadline_ms` is in Unix milliseconds; 0 is none.
+    `names` are elements of a set, fields of a map or items of a HyperLogLog, without duplicates; `values` belong to
+    FIELD_SET (one a name), SET or MULTI_SET (one); `amount` is what is added, or a max or min register's value.
+    `deadline_ms` is in Unix milliseconds; 0 is none.
     """
 
     verb: Verb
@@ -94,8 +120,19 @@ class Request:
 # None: absent, or nothing to say; an int: a count, a flag or a counter's value; bytes: a value read.
 Reply = int | bytes | Refusal | None
 
-# What a key reads as: None when absent, else its kind with a string's bytes, a set's elements or a map's fields.
-Reading = tuple[Kind, bytes | frozenset[bytes] | tuple[tuple[bytes, bytes], ...]] | None
+# What a key reads as: None when absent, else its kind with a string's bytes, a set's elements, a map's fields, the
+# values of a multi-value register by age, True for a flag, or the number that the other kinds show.
+Shown = bytes | frozenset[bytes] | tuple[tuple[bytes, bytes], ...] | tuple[bytes, ...] | bool | int
+Reading = tuple[Kind, Shown] | None
+
+
+def int64_bytes(value: int) -> bytes:
+    """How max and min registers store a value."""
+    return value.to_bytes(8, "little", signed=True)
+
+
+def int64_of(data: bytes) -> int:
+    return int.from_bytes(data, "little", signed=True)
 
 
 def integer_of(text: bytes) -> int | None:

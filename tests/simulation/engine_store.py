@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
-from everwrite import access
+from everwrite import access, register_access
 from everwrite.database import Database
 from everwrite.errors import NotAnIntegerError, OverflowError, WrongTypeError
+from everwrite.kinds import KIND_NUMBERS
 from tests.reference.model import KeyState
 from tests.reference.model_store import USER
 from tests.reference.state_format import read_full_state
-from tests.reference.vocabulary import Kind, Reading, Refusal, Reply, Request, Vector, Verb
+from tests.reference.vocabulary import Kind, Reading, Refusal, Reply, Request, Shown, Vector, Verb
 
 REFUSALS = {
     WrongTypeError: Refusal.WRONG_TYPE,
@@ -71,24 +73,29 @@ class EngineStore:
             case Verb.FIELD_INCREMENT:
                 return access.map_increment(database, key, request.names[0], request.amount)
 
+            case Verb.MULTI_SET:
+                register_access.multi_set(database, key, request.values[0])
+                return None
+            case Verb.FLAG_ENABLE:
+                register_access.flag_enable(database, key)
+                return None
+            case Verb.FLAG_DISABLE:
+                return int(register_access.flag_disable(database, key))
+            case Verb.MAX_UPDATE:
+                return register_access.extreme_update(database, key, "max", request.amount)
+            case Verb.MIN_UPDATE:
+                return register_access.extreme_update(database, key, "min", request.amount)
+            case Verb.SKETCH_ADD:
+                return int(register_access.sketch_add(database, key, request.names))
+
     def reading(self, key: bytes) -> Reading:
         """What the key shows."""
         database = self.database
         match access.kind(database, key):
-            case "string":
-                value = access.get(database, key)
-                assert value is not None
-                return Kind.STRING, value
-            case "set":
-                elements = list(database.set(key))
-                assert len(elements) == access.cardinality(database, key, "set")
-                return Kind.SET, frozenset(elements)
-            case "map":
-                fields = tuple(database.map(key).items())
-                assert len(fields) == access.cardinality(database, key, "map")
-                return Kind.MAP, fields
-            case _:
+            case "none":
                 return None
+            case kind:
+                return Kind(KIND_NUMBERS[kind]), SHOWN[kind](database, key)
 
     def context(self, key: bytes) -> Vector:
         """The updates of the key that its state includes."""
@@ -108,3 +115,39 @@ class EngineStore:
             return []
         own = [(key, self.context(key).get(self.origin, 0)) for key in keys]
         return [(key, timestamp) for key, timestamp in own if timestamp > before]
+
+
+def show_string(database: Database, key: bytes) -> bytes:
+    value = access.get(database, key)
+    assert value is not None
+    return value
+
+
+def show_set(database: Database, key: bytes) -> frozenset[bytes]:
+    elements = list(database.set(key))
+    assert len(elements) == access.cardinality(database, key, "set")
+    return frozenset(elements)
+
+
+def show_map(database: Database, key: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    fields = tuple(database.map(key).items())
+    assert len(fields) == access.cardinality(database, key, "map")
+    return fields
+
+
+def show_extreme(database: Database, key: bytes, of: Literal["max", "min"]) -> int:
+    value = register_access.extreme_value(database, key, of)
+    assert value is not None
+    return value
+
+
+SHOWN: dict[str, Callable[[Database, bytes], Shown]] = {
+    "string": show_string,
+    "set": show_set,
+    "map": show_map,
+    "multi": register_access.multi_values,
+    "flag": register_access.flag_enabled,
+    "max": lambda database, key: show_extreme(database, key, "max"),
+    "min": lambda database, key: show_extreme(database, key, "min"),
+    "hyperloglog": lambda database, key: register_access.sketch_count(database, [key]),
+}
