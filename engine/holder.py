@@ -27,7 +27,7 @@ def holder_record() -> bytes:
 
 def describe_holder(content: bytes) -> str:
     """Who holds the lock, in words, from the content of the lock file; whatever that is."""
-    pid, since, command = (content.decode("ascii", "replace").split("\n") + ["", ""])[:3]
+    pid, since, command = [*content.decode("ascii", "replace").split("\n"), "", ""][:3]
     if not pid.isdecimal() or len(pid) > 10:
         return "an unknown process"
     words = f"process {int(pid)}"
