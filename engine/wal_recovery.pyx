@@ -314,6 +314,8 @@ cdef int _reopen_segment(
         # and report success for it: only writing them again makes sure.
         check(_write_again(files, handle, at, end - start))
         check(files.sync(handle))
+        # The process that made the file may have been killed before it could sync the folder.
+        check(files.sync_dir(folder))
     except BaseException:
         files.close(handle)
         raise

@@ -1,0 +1,1 @@
+"""Power loss, failing calls and damaged bytes: what a store does about each."""

@@ -1,0 +1,125 @@
+"""Power loss before every system call of a run: `python -m tests.faults.power --seed 1` runs one seed in full."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import everwrite
+from everwrite.memory_files import MemoryFiles
+from everwrite.watched_files import WatchedFiles
+from tests.faults.script import FOLDER, Run, make_options, make_steps, shown_by
+from tests.reference.dictionary import Operation, State, apply, apply_to
+
+# These change nothing on a disk: power lost before one is power lost before the next that does.
+READING = {"open", "close", "read", "size", "list"}
+TORN_OUTCOMES = 3
+# A store that came back from a loss writes this, and must not lose it at the next.
+LATER = Operation("put", b"0/s0", (b"written after the loss",))
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The disk as it was before a call, and what a store on it may show."""
+
+    number: int
+    call: str
+    disk: MemoryFiles
+    allowed: list[State]
+
+
+class Camera:
+    """Takes an image of the disk before each call that changes it, from call number `first` on, each `stride`-th."""
+
+    def __init__(self, disk: MemoryFiles, first: int, stride: int) -> None:
+        self.disk = disk
+        self.first = first
+        self.stride = stride
+        self.calls = 0
+        self.images: list[Image] = []
+        self.run: Run | None = None
+
+    def __call__(self, operation: str, path: bytes, size: int) -> None:
+        if operation in READING:
+            return
+        self.calls += 1
+        if self.calls % self.stride == self.first and self.run is not None:
+            call = f"{operation} {path.decode()} {size}"
+            self.images.append(Image(self.calls, call, self.disk.copy(), self.run.allowed()))
+
+
+def reopened(disk: MemoryFiles, options: dict[str, Any], now_ms: int) -> everwrite.Database:
+    return everwrite.open(FOLDER, files=disk, now_ms=now_ms, store_id=1, **options)
+
+
+def check_image(image: Image, options: dict[str, Any], now_ms: int, outcome: int) -> None:
+    """Lose power with one outcome; open; lose power again. Outcome 0: all that wasn't synced is gone; 1: none of it."""
+    disk = image.disk.copy()
+    keep: Any = (None, "all")[outcome] if outcome < 2 else Random(f"{image.number} {outcome}")
+    disk.crash(keep)
+    db = reopened(disk, options, now_ms)
+    shown = shown_by(db)
+    assert shown in image.allowed, "it shows what was never acknowledged, or lacks what was"
+    apply(db, LATER)
+    after = dict(shown)
+    apply_to(after, LATER)
+    disk.crash()
+    db = reopened(disk, options, now_ms)
+    allowed = [after] if options["durability"] == "always" else [shown, after]
+    assert shown_by(db) in allowed, "what was recovered, or written after the recovery, was lost by the next power loss"
+    db.close()
+
+
+def lose_power(seed: int, durability: str, steps: int, *, first: int = 0, stride: int = 1) -> Counter[str]:
+    """Run a script once, and check the outcomes of a power loss before each `stride`-th changing call."""
+    options = make_options(seed, durability)
+    disk = MemoryFiles()
+    camera = Camera(disk, first, stride)
+    counts: Counter[str] = Counter()
+    going = Run(WatchedFiles(disk, camera), disk, options)
+    camera.run = going
+    script = make_steps(seed, steps)
+    for step in [*script, None]:
+        if step is not None:
+            going.do(step)
+        else:
+            going.close()
+        files = going.files
+        assert isinstance(files, WatchedFiles)
+        assert files.error is None, files.error
+        for image in camera.images:
+            for outcome in range(2 + TORN_OUTCOMES):
+                try:
+                    check_image(image, options, going.now_ms, outcome)
+                except (AssertionError, everwrite.EverwriteError) as error:
+                    raise AssertionError(
+                        f"power lost before call {image.number} ({image.call}) of step {step or 'close'}, "
+                        f"outcome {outcome}: {error}\nrepeat: python -m tests.faults.power --seed {seed} "
+                        f"--durability {durability} --steps {steps}"
+                    ) from error
+                counts["losses"] += 1
+        camera.images.clear()
+    counts["calls"] += camera.calls
+    statistics = reopened(disk, options, going.now_ms).statistics()
+    counts["tables"] += statistics["tables"]
+    return counts
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.power", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=1, help="number of seeds")
+    parser.add_argument("--durability", choices=("always", "interval", "os"), default="always")
+    parser.add_argument("--steps", type=int, default=150)
+    arguments = parser.parse_args()
+    for seed in range(arguments.seed, arguments.seed + arguments.count):
+        print(seed, dict(lose_power(seed, arguments.durability, arguments.steps)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

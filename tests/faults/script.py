@@ -1,0 +1,173 @@
+"""A scripted run of a store, and what it may hold when the run is cut short anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Literal
+
+import everwrite
+from everwrite.files import Files
+from everwrite.memory_files import MemoryFiles
+from tests.reference.dictionary import Operation, Source, State, apply, apply_to, keys_of, read
+
+FOLDER = "/data"
+KEYS = keys_of(0)
+START_MS = 1_700_000_000_000
+# Besides operations, as often as they stand here: what moves files about, and changes no key.
+CHORES = ("compact", "maintain", "wait", "reopen", "reopen", "scan", "snapshot", "kill", "power loss")
+CHORE_SHARE = 0.12
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An operation, or a chore."""
+
+    chore: str = ""
+    operation: Operation | None = None
+
+    def __str__(self) -> str:
+        return self.chore or str(self.operation)
+
+
+def make_steps(seed: int, count: int) -> list[Step]:
+    """The run that belongs to a seed."""
+    random = Random(f"steps {seed}")
+    source = Source(random, large_bytes=9000)
+    return [
+        Step(chore=random.choice(CHORES)) if random.random() < CHORE_SHARE else Step(operation=source.draw())
+        for _ in range(count)
+    ]
+
+
+def make_options(seed: int, durability: str) -> dict[str, Any]:
+    """Sizes so small that a short run fills tables, merges them, begins segments and cuts the log."""
+    random = Random(f"options {seed}")
+    return {
+        "durability": durability,
+        "background": False,
+        "memtable_bytes": random.choice((1 << 12, 1 << 13)),
+        "segment_bytes": random.choice((1 << 12, 1 << 13)),
+        "log_keep_bytes": random.choice((0, 1 << 13)),
+        "block_cache_bytes": 0,
+    }
+
+
+@dataclass
+class Held:
+    """What a store may hold: one of `states[durable:]`. Grows by one state with each operation.
+
+    `done`: how many operations were acknowledged. `durable`: how many of these no power loss takes back.
+    """
+
+    always: bool
+    states: list[State] = field(default_factory=lambda: [{}])
+    durable: int = 0
+
+    @property
+    def done(self) -> int:
+        return len(self.states) - 1
+
+    def after(self, operation: Operation) -> State:
+        state = dict(self.states[-1])
+        apply_to(state, operation)
+        return state
+
+    def acknowledge(self, operation: Operation) -> None:
+        self.states.append(self.after(operation))
+        if self.always:
+            self.durable = self.done
+
+
+@dataclass
+class Run:
+    """A store on some files, which end up on `disk`, going through a script."""
+
+    files: Files
+    disk: MemoryFiles
+    options: dict[str, Any]
+    held: Held = field(init=False)
+    now_ms: int = START_MS
+    db: everwrite.Database | None = None
+    under_way: Step | None = None
+
+    def __post_init__(self) -> None:
+        self.held = Held(self.options["durability"] == "always")
+
+    def open(self) -> everwrite.Database:
+        self.db = everwrite.open(FOLDER, files=self.files, now_ms=self.now_ms, store_id=1, **self.options)
+        return self.db
+
+    def do(self, step: Step) -> None:
+        """One step. What it raises is the store's."""
+        self.under_way = step
+        db = self.db if self.db is not None else self.open()
+        self.now_ms += 7
+        db.set_time(self.now_ms)
+        if step.operation is not None:
+            apply(db, step.operation)
+            self.held.acknowledge(step.operation)
+        else:
+            self.chore(db, step.chore)
+        self.under_way = None
+
+    def chore(self, db: everwrite.Database, chore: str) -> None:
+        match chore:
+            case "compact":
+                db.compact()
+            case "maintain":
+                db.maintain()
+            case "wait":
+                # Long enough for the clock's bound, and for durability `interval`.
+                self.now_ms += 15_000
+                db.set_time(self.now_ms)
+                db.maintain()
+                if self.options["durability"] == "interval":
+                    self.held.durable = self.held.done
+            case "reopen":
+                self.close()
+                self.open()
+            case "scan":
+                shown = {key: value for key, value in self.held.states[-1].items() if isinstance(value, bytes)}
+                assert dict(db.scan()) == shown
+            case "snapshot":
+                with db.snapshot() as snapshot:
+                    db.compact()
+                    assert snapshot.get(b"absent") is None
+
+            case "kill":
+                self.crash("all")
+            case "power loss":
+                self.crash(Random(self.now_ms))
+
+    def crash(self, keep: Random | Literal["all"] | None) -> None:
+        """Die, as `MemoryFiles.crash` does it; come back, and go on from what is there then."""
+        self.db = None
+        self.disk.crash(keep)
+        allowed = self.held.states[-1:] if keep == "all" else self.allowed()
+        shown = shown_by(self.open())
+        # Whatever is shown is durable from here on: recovery has seen to that.
+        assert shown in allowed, "it shows what was never acknowledged, or lacks what was"
+        self.held.states = [shown]
+        self.held.durable = 0
+
+    def close(self) -> None:
+        db, self.db = self.db, None
+        if db is not None:
+            db.close()
+            self.held.durable = self.held.done
+
+    def allowed(self) -> list[State]:
+        """What a store may show that is opened after power was lost now."""
+        states = self.held.states[self.held.durable :]
+        if self.under_way is not None and self.under_way.operation is not None:
+            states.append(self.held.after(self.under_way.operation))
+        return states
+
+
+def shown_by(db: everwrite.Database) -> State:
+    """All that the script can have written, read in every way that there is."""
+    shown = read(db, KEYS)
+    strings = {key: value for key, value in shown.items() if isinstance(value, bytes)}
+    assert dict(db.scan()) == strings, "a scan shows other keys than reading each"
+    return shown
