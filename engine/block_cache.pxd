@@ -1,39 +1,58 @@
 """Reads blocks of table files, and keeps the ones in use in memory."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
+from everwrite.block_pool cimport BlockPool
+from everwrite.compression cimport Zstd
 from everwrite.files cimport Files
-from everwrite.table_format cimport Block, BlockHandle
+from everwrite.table_format cimport Block, Table, TableSlots
 
 
-# Reads and checks one block. *out has one reference. OK, ERR_CORRUPT, ERR_IO, ERR_MEMORY.
-cdef int block_read(
-    Files files, object decompressor, int file, const char* path, uint64_t number, BlockHandle handle,
-    size_t raw_limit, Block** out
+# Slots for so many blocks; NULL when out of memory. `slots_close` lets the table's reference go.
+cdef TableSlots* slots_new(size_t count) noexcept nogil
+cdef void slots_close(TableSlots* slots) noexcept nogil
+
+# Checks a stored block and sets the size of its content, which is at most `limit`. OK or ERR_CORRUPT.
+cdef int stored_check(
+    const char* path, uint64_t offset, const uint8_t* stored, size_t size, size_t limit, size_t* content_size
 ) noexcept nogil
-
-# A block of entries: count the restart points. Otherwise its `data` are plain bytes. OK or ERR_CORRUPT.
-cdef int block_parse(Block* block, const char* path) noexcept nogil
+# What a checked data block holds: where its offsets are, and how many. OK or ERR_CORRUPT.
+cdef int entries_check(
+    const char* path, uint64_t offset, const uint8_t* content, size_t size, size_t* entries_size, size_t* count
+) noexcept nogil
 
 
 cdef class BlockCache:
-    # CLOCK (Corbato 1968) over a ring of blocks; a pinned block that is evicted lives on until its pin is released.
-    # Thread safety: serialised by the caller.
-    # Invariant: `bytes` is at most `limit` after each call.
+    # CLOCK (Corbato 1968) over a ring of blocks, which tables reach by their slots. A pinned block that is evicted
+    # lives on until its pin is released.
+    # Thread safety: serialised by the caller, together with all use of the slots of its tables.
+    # Invariant: `bytes` is at most `limit` after each call, or there are no blocks.
     cdef Files files
-    cdef object decompressor
-    cdef bint cached_only              # fetch answers WOULD_BLOCK instead of reading a file
-    cdef Block** buckets
-    cdef size_t bucket_count           # a power of two
+    cdef Zstd zstd
+    cdef BlockPool* pool
+    cdef Block** ring
     cdef size_t count
-    cdef Block* hand
+    cdef size_t capacity
+    cdef size_t hand
+    cdef bint cached_only              # fetch answers WOULD_BLOCK instead of reading a file
+    cdef readonly bint bypass          # for a reader beside those that share the slots: looks at none, fills none
     cdef readonly size_t bytes
+    cdef readonly size_t reserved      # what the open tables take, which counts towards the limit
     cdef readonly size_t limit
     cdef readonly unsigned long long hits
     cdef readonly unsigned long long misses
 
-    # *out has one reference, to be released by the caller.
-    cdef int fetch(self, int file, const char* path, uint64_t number, BlockHandle handle, Block** out) noexcept nogil
-    cdef void _insert(self, Block* block) noexcept nogil
+    # *out has one reference, to be released by the caller. OK, WOULD_BLOCK, ERR_CORRUPT, ERR_IO, ERR_MEMORY.
+    cdef int fetch(self, Table* table, size_t number, Block** out) noexcept nogil
+    # The same of a block that isn't in its slot.
+    cdef int load(self, Table* table, size_t number, Block** out) noexcept nogil
+    # The same, from the block's stored bytes.
+    cdef int unpack(self, Table* table, size_t number, const uint8_t* stored, Block** out) noexcept nogil
+    # Whether one more block would push nothing out.
+    cdef bint has_room(self) noexcept nogil
+    # Open tables take more or less than before.
+    cdef void reserve(self, size_t bytes) noexcept nogil
+
+    cdef void _insert(self, Table* table, size_t number, Block* block) noexcept nogil
     cdef void _evict(self) noexcept nogil
     cdef int _grow(self) noexcept nogil

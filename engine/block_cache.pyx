@@ -1,222 +1,237 @@
 """Blocks from file to memory: read, check, decompress, cache."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy
 
-import zstandard
-
+from everwrite.block_pool cimport block_new, block_pool_new, block_weight
 from everwrite.coding cimport load_u32, slice_of
-from everwrite.compression cimport decompress
+from everwrite.compression cimport Zstd
 from everwrite.files cimport Files
 from everwrite.pins cimport counted_hold, counted_init, counted_release
 from everwrite.status cimport Status, fault_corrupt
 from everwrite.table_format cimport (
     BLOCK_STORED,
+    BLOCK_TARGET,
     BLOCK_TRAILER,
     BLOCK_ZSTD,
     DATA_BLOCK_LIMIT,
+    LINE_SIZE,
     Block,
-    BlockHandle,
+    Slot,
+    Table,
+    TableSlots,
     block_checksum,
+    block_data,
+    entry_offset,
+    slot_use,
 )
 
+cdef enum:
+    STACK_READ = 8192                  # a block of the usual size is read without asking for memory
+    RESERVE_SHARE = 2                  # open tables push out at most this part of the cache
 
-cdef void _block_drop(void* block) noexcept nogil:
-    free(block)
+
+cdef void _slots_drop(void* memory) noexcept nogil:
+    free(memory)
 
 
-cdef Block* _block_new(uint64_t number, uint64_t offset, size_t size) noexcept nogil:
-    cdef Block* block = <Block*>malloc(sizeof(Block) + size)
-    if block == NULL:
+cdef TableSlots* slots_new(size_t count) noexcept nogil:
+    cdef TableSlots* slots = <TableSlots*>calloc(1, sizeof(TableSlots) + count * sizeof(Slot))
+    if slots == NULL:
         return NULL
-    counted_init(&block.counted, _block_drop)
-    block.number = number
-    block.offset = offset
-    block.size = size
-    block.entries_size = size
-    block.restarts = 0
-    block.data = <uint8_t*>block + sizeof(Block)
-    return block
+    counted_init(&slots.counted, _slots_drop)
+    slots.count = count
+    slots.slots = <Slot*>(<uint8_t*>slots + sizeof(TableSlots))
+    return slots
 
 
-cdef int _unpack(
-    object decompressor, const uint8_t* stored, const char* path, uint64_t number, BlockHandle handle,
-    size_t raw_limit, Block** out
+cdef void slots_close(TableSlots* slots) noexcept nogil:
+    # What is cached goes when the hand of the cache comes by: it isn't for this thread to touch.
+    slots.dead = 1
+    counted_release(&slots.counted)
+
+
+cdef int stored_check(
+    const char* path, uint64_t offset, const uint8_t* stored, size_t size, size_t limit, size_t* content_size
 ) noexcept nogil:
-    """From checked or unchecked stored bytes to a block. The checksum comes first: nothing else is believed before."""
-    cdef size_t body_size = handle.size - BLOCK_TRAILER
+    """The checksum comes first: nothing else is believed before."""
+    cdef size_t body_size = size - BLOCK_TRAILER
     cdef uint8_t kind = stored[body_size]
-    cdef uint32_t raw_size = load_u32(stored + body_size + 1)
-    cdef int status
-    if block_checksum(stored, handle.size - 4, handle.offset) != load_u32(stored + body_size + 5):
-        return fault_corrupt(path, handle.offset, "the checksum of a block doesn't match")
-    if kind == BLOCK_STORED and raw_size != body_size:
-        return fault_corrupt(path, handle.offset, "a block's size contradicts its handle")
-    if kind > BLOCK_ZSTD or raw_size > raw_limit:
-        return fault_corrupt(path, handle.offset, "a block is of an unknown kind or over the size limit")
-    out[0] = _block_new(number, handle.offset, raw_size)
-    if out[0] == NULL:
-        return Status.ERR_MEMORY
-    if kind == BLOCK_STORED:
-        memcpy(out[0].data, stored, raw_size)
-        return Status.OK
-    status = decompress(decompressor, slice_of(stored, body_size), out[0].data, raw_size)
-    if status < 0:
-        counted_release(&out[0].counted)
-        out[0] = NULL
-        if status == Status.ERR_DECODE:
-            return fault_corrupt(path, handle.offset, "a block can't be decompressed to its size")
-    return status
-
-
-cdef int block_read(
-    Files files, object decompressor, int file, const char* path, uint64_t number, BlockHandle handle,
-    size_t raw_limit, Block** out
-) noexcept nogil:
-    cdef uint8_t* stored = <uint8_t*>malloc(handle.size)
-    cdef int64_t got
-    cdef int status
-    out[0] = NULL
-    if stored == NULL:
-        return Status.ERR_MEMORY
-    got = files.read(file, handle.offset, stored, handle.size)
-    if got < 0:
-        status = <int>got
-    elif <uint64_t>got < handle.size:
-        status = fault_corrupt(path, handle.offset, "the file ends within a block")
-    else:
-        status = _unpack(decompressor, stored, path, number, handle, raw_limit, out)
-    free(stored)
-    return status
-
-
-cdef int block_parse(Block* block, const char* path) noexcept nogil:
-    cdef uint32_t restarts
-    if block.size < 8:
-        return fault_corrupt(path, block.offset, "a block has no room for its restart points")
-    restarts = load_u32(block.data + block.size - 4)
-    if restarts == 0 or restarts > (block.size - 4) // 4:
-        return fault_corrupt(path, block.offset, "a block has no room for its restart points")
-    block.restarts = restarts
-    block.entries_size = block.size - 4 - 4 * <size_t>restarts
+    if block_checksum(stored, size - 4, offset) != load_u32(stored + body_size + 5):
+        return fault_corrupt(path, offset, "the checksum of a block doesn't match")
+    content_size[0] = load_u32(stored + body_size + 1)
+    if kind == BLOCK_STORED and content_size[0] != body_size:
+        return fault_corrupt(path, offset, "a block's size contradicts its place")
+    if kind > BLOCK_ZSTD or content_size[0] > limit:
+        return fault_corrupt(path, offset, "a block is of an unknown kind or over the size limit")
     return Status.OK
 
 
-cdef inline uint64_t _place_hash(uint64_t number, uint64_t offset) noexcept nogil:
-    cdef uint64_t h = (number * <uint64_t>0x9e3779b97f4a7c15) ^ (offset * <uint64_t>0xc2b2ae3d27d4eb4f)
-    return h ^ (h >> 29)
-
-
-cdef inline size_t _weight(const Block* block) noexcept nogil:
-    return sizeof(Block) + block.size
+cdef int entries_check(
+    const char* path, uint64_t offset, const uint8_t* content, size_t size, size_t* entries_size, size_t* count
+) noexcept nogil:
+    cdef size_t found
+    cdef size_t i
+    if size < 6:
+        return fault_corrupt(path, offset, "a block has no room for an entry")
+    found = entry_offset(content + size - 2, 0)
+    if found == 0 or 2 * found + 2 > size or (found > 1 and size > BLOCK_TARGET):
+        return fault_corrupt(path, offset, "a block has no room for its entries")
+    entries_size[0] = size - 2 - 2 * found
+    for i in range(found):
+        if entry_offset(content + entries_size[0], i) >= entries_size[0]:
+            return fault_corrupt(path, offset, "an entry begins behind the entries")
+    count[0] = found
+    return Status.OK
 
 
 cdef class BlockCache:
-    """Blocks of table files in memory, at most `limit` bytes of them."""
+    """Blocks of table files in memory, at most `limit` bytes of them. `bypass`: none are kept, nor looked for."""
 
-    def __init__(self, Files files not None, size_t limit):
+    def __init__(self, Files files not None, size_t limit, *, bint bypass=False):
         self.files = files
         self.limit = limit
-        self.decompressor = zstandard.ZstdDecompressor()
-        self.bucket_count = 64
-        self.buckets = <Block**>calloc(self.bucket_count, sizeof(void*))
-        if self.buckets == NULL:
-            raise MemoryError
+        self.bypass = bypass
+        self.zstd = Zstd()
+        if not bypass:
+            self.pool = block_pool_new()
+            if self.pool == NULL:
+                raise MemoryError
 
     def __dealloc__(self):
-        while self.hand != NULL:
+        while self.count > 0:
             self._evict()
-        free(self.buckets)
+        free(self.ring)
+        if self.pool != NULL:
+            counted_release(&self.pool.counted)
 
-    cdef int fetch(self, int file, const char* path, uint64_t number, BlockHandle handle, Block** out) noexcept nogil:
-        cdef Block* block = self.buckets[_place_hash(number, handle.offset) & (self.bucket_count - 1)]
-        cdef int status
-        while block != NULL:
-            if block.number == number and block.offset == handle.offset:
-                block.used = True
+    cdef bint has_room(self) noexcept nogil:
+        return not self.bypass and self.bytes + self.reserved + 2 * BLOCK_TARGET <= self.limit
+
+    cdef void reserve(self, size_t bytes) noexcept nogil:
+        self.reserved = bytes if bytes < self.limit // RESERVE_SHARE else self.limit // RESERVE_SHARE
+        while self.count > 0 and self.bytes + self.reserved > self.limit:
+            self._evict()
+
+    cdef int fetch(self, Table* table, size_t number, Block** out) noexcept nogil:
+        cdef Block* block
+        if not self.bypass:
+            block = slot_use(&table.cached[number])
+            if block != NULL:
                 self.hits += 1
                 counted_hold(&block.counted)
                 out[0] = block
                 return Status.OK
-            block = block.bucket_next
+        return self.load(table, number, out)
+
+    cdef int load(self, Table* table, size_t number, Block** out) noexcept nogil:
+        cdef uint8_t buffer[STACK_READ]
+        cdef uint8_t* stored = buffer
+        cdef uint64_t offset = table.offsets[number]
+        cdef size_t size = table.offsets[number + 1] - offset
+        cdef int64_t got
+        cdef int status
+        out[0] = NULL
         if self.cached_only:
             return Status.WOULD_BLOCK
         self.misses += 1
-        status = block_read(
-            self.files, self.decompressor, file, path, number, handle, DATA_BLOCK_LIMIT, &block
+        if size > STACK_READ:
+            stored = <uint8_t*>malloc(size)
+            if stored == NULL:
+                return Status.ERR_MEMORY
+        got = self.files.read(table.file, offset, stored, size)
+        if got < 0:
+            status = <int>got
+        elif <uint64_t>got < size:
+            status = fault_corrupt(table.path, offset, "the file ends within a block")
+        else:
+            status = self.unpack(table, number, stored, out)
+        if stored != buffer:
+            free(stored)
+        return status
+
+    cdef int unpack(self, Table* table, size_t number, const uint8_t* stored, Block** out) noexcept nogil:
+        cdef uint64_t offset = table.offsets[number]
+        cdef size_t size = table.offsets[number + 1] - offset
+        cdef bint is_page = number >= table.block_count
+        cdef size_t content_size = 0
+        cdef size_t entries_size
+        cdef size_t count = 0
+        cdef uint8_t* content
+        cdef Block* block
+        cdef int status = stored_check(
+            table.path, offset, stored, size, table.size if is_page else DATA_BLOCK_LIMIT, &content_size
         )
         if status < 0:
             return status
-        status = block_parse(block, path)
+        block = block_new(self.pool, offset, content_size)
+        if block == NULL:
+            return Status.ERR_MEMORY
+        content = <uint8_t*>block_data(block)
+        if stored[size - BLOCK_TRAILER] == BLOCK_STORED:
+            memcpy(content, stored, content_size)
+        else:
+            status = self.zstd.decompress(slice_of(stored, size - BLOCK_TRAILER), content, content_size)
+            if status == Status.ERR_DECODE:
+                status = fault_corrupt(table.path, offset, "a block can't be decompressed to its size")
+        if status == Status.OK:
+            if not is_page:
+                status = entries_check(table.path, offset, content, content_size, &entries_size, &count)
+                block.count = <uint32_t>count
+            elif content_size == 0 or content_size % LINE_SIZE != 0:
+                status = fault_corrupt(table.path, offset, "a page of the index is no whole number of lines")
         if status < 0:
             counted_release(&block.counted)
             return status
         # One huge value must not push everything else out.
-        if _weight(block) <= self.limit // 4:
-            self._insert(block)
+        if not self.bypass and block_weight(content_size) <= self.limit // 4:
+            self._insert(table, number, block)
         out[0] = block
         return Status.OK
 
-    cdef void _insert(self, Block* block) noexcept nogil:
-        cdef Block** bucket
-        if self.count >= self.bucket_count and self._grow() < 0:
+    cdef void _insert(self, Table* table, size_t number, Block* block) noexcept nogil:
+        cdef size_t weight = block_weight(block.size)
+        if self.count == self.capacity and self._grow() < 0:
             return
-        while self.bytes + _weight(block) > self.limit:
+        while self.count > 0 and self.bytes + self.reserved + weight > self.limit:
             self._evict()
-        bucket = &self.buckets[_place_hash(block.number, block.offset) & (self.bucket_count - 1)]
-        block.bucket_next = bucket[0]
-        bucket[0] = block
-        block.used = False
-        if self.hand == NULL:
-            block.ring_next = block
-            block.ring_previous = block
-            self.hand = block
-        else:
-            block.ring_next = self.hand
-            block.ring_previous = self.hand.ring_previous
-            block.ring_previous.ring_next = block
-            self.hand.ring_previous = block
+        if self.bytes + self.reserved + weight > self.limit:
+            return
+        self.ring[self.count] = block
         self.count += 1
-        self.bytes += _weight(block)
+        self.bytes += weight
+        block.slot = &table.cached[number]
+        block.slot[0] = <Slot>block
+        block.owner = table.slots
+        counted_hold(&table.slots.counted)
         counted_hold(&block.counted)
 
     cdef void _evict(self) noexcept nogil:
         """Let go of the next block that hasn't been used since the hand last passed it."""
-        cdef Block* block = self.hand
-        cdef Block** link
-        while block.used:
-            block.used = False
-            block = block.ring_next
-        link = &self.buckets[_place_hash(block.number, block.offset) & (self.bucket_count - 1)]
-        while link[0] != block:
-            link = &link[0].bucket_next
-        link[0] = block.bucket_next
-        self.hand = block.ring_next if block.ring_next != block else NULL
-        block.ring_previous.ring_next = block.ring_next
-        block.ring_next.ring_previous = block.ring_previous
+        cdef Block* block
+        while True:
+            if self.hand >= self.count:
+                self.hand = 0
+            block = self.ring[self.hand]
+            if not block.slot[0] & 1 or block.owner.dead:
+                break
+            block.slot[0] = <Slot>block
+            self.hand += 1
+        # The last one takes its place, and is passed by once.
         self.count -= 1
-        self.bytes -= _weight(block)
+        self.ring[self.hand] = self.ring[self.count]
+        self.hand += 1
+        block.slot[0] = 0
+        self.bytes -= block_weight(block.size)
+        counted_release(&block.owner.counted)
         counted_release(&block.counted)
 
     cdef int _grow(self) noexcept nogil:
-        cdef size_t wanted = self.bucket_count * 2
-        cdef Block** buckets = <Block**>calloc(wanted, sizeof(void*))
-        cdef Block* block
-        cdef Block* following
-        cdef size_t i
-        cdef size_t at
-        if buckets == NULL:
+        cdef size_t wanted = self.capacity * 2 if self.capacity else 64
+        cdef Block** ring = <Block**>realloc(self.ring, wanted * sizeof(void*))
+        if ring == NULL:
             return Status.ERR_MEMORY
-        for i in range(self.bucket_count):
-            block = self.buckets[i]
-            while block != NULL:
-                following = block.bucket_next
-                at = _place_hash(block.number, block.offset) & (wanted - 1)
-                block.bucket_next = buckets[at]
-                buckets[at] = block
-                block = following
-        free(self.buckets)
-        self.buckets = buckets
-        self.bucket_count = wanted
+        self.ring = ring
+        self.capacity = wanted
         return Status.OK

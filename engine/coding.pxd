@@ -129,6 +129,13 @@ cdef inline int put_u16(Buffer* b, uint16_t value) noexcept nogil:
     return 0
 
 
+cdef inline uint64_t load_u64_big(const uint8_t* at) noexcept nogil:
+    return (
+        (<uint64_t>at[0] << 56) | (<uint64_t>at[1] << 48) | (<uint64_t>at[2] << 40) | (<uint64_t>at[3] << 32)
+        | (<uint64_t>at[4] << 24) | (<uint64_t>at[5] << 16) | (<uint64_t>at[6] << 8) | at[7]
+    )
+
+
 cdef inline int put_u32(Buffer* b, uint32_t value) noexcept nogil:
     if buffer_reserve(b, 4) < 0:
         return -1

@@ -8,7 +8,8 @@ from everwrite.merge_iterator cimport Merge
 
 
 # Writes what `m` shows to the file `path`, synced, and returns its manifest.TableInfo; None, and
-# no file, when nothing is left. Remove markers are left out when nothing older remains below.
+# no file, when nothing is left. Remove markers are left out when nothing older remains below. `flushes`: the
+# numbers of the oldest and the newest flush whose entries these are.
 cdef object merge_to_table(
-    Files files, BlockCache cache, str path, uint64_t number, Merge* m, bint drop_removed
+    Files files, BlockCache cache, str path, uint64_t number, tuple flushes, Merge* m, bint drop_removed
 )

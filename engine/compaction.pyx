@@ -47,6 +47,13 @@ def pick_run(tables):
     return start, start + WINDOW
 
 
+def pick_all(tables):
+    """All tables, as `pick_run` would name them; None when that would change nothing."""
+    if not tables or (len(tables) == 1 and tables[0].removed == 0):
+        return None
+    return 0, len(tables)
+
+
 cdef int _copy(TableWriter writer, Merge* m, BlockCache cache, bint drop_removed) noexcept nogil:
     cdef uint8_t nothing = 0
     cdef int status = merge_seek(m, cache, slice_of(&nothing, 0))
@@ -63,9 +70,9 @@ cdef int _copy(TableWriter writer, Merge* m, BlockCache cache, bint drop_removed
 
 
 cdef object merge_to_table(
-    Files files, BlockCache cache, str path, uint64_t number, Merge* m, bint drop_removed
+    Files files, BlockCache cache, str path, uint64_t number, tuple flushes, Merge* m, bint drop_removed
 ):
-    cdef TableWriter writer = TableWriter(files, os.fsencode(path))
+    cdef TableWriter writer = TableWriter(files, os.fsencode(path), *flushes)
     cdef int status
     try:
         with nogil:

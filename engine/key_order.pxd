@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from everwrite.coding cimport Slice
+from everwrite.coding cimport Slice, load_u64_big
 
 
 cdef inline uint64_t key_head(Slice key, size_t skip) noexcept nogil:
@@ -11,9 +11,7 @@ cdef inline uint64_t key_head(Slice key, size_t skip) noexcept nogil:
     cdef size_t size
     cdef size_t i
     if key.size >= skip + 8:
-        for i in range(8):
-            head = (head << 8) | key.data[skip + i]
-        return head
+        return load_u64_big(key.data + skip)
     size = key.size - skip if key.size > skip else 0
     for i in range(size):
         head |= <uint64_t>key.data[skip + i] << (56 - 8 * i)

@@ -15,7 +15,7 @@ from everwrite.block_cache cimport BlockCache
 from everwrite.coding cimport Slice
 from everwrite.files cimport Files
 from everwrite.memtable cimport Memtable
-from everwrite.table_reader cimport Table
+from everwrite.table_format cimport Table
 from everwrite.versions cimport Exchange, Version, Versions
 
 
@@ -52,6 +52,10 @@ cdef class Lsm:
     cdef readonly uint64_t next_number
     cdef readonly uint64_t flushes
     cdef readonly uint64_t compactions
+    cdef readonly uint64_t bytes_put           # keys and values handed to put and remove
+    cdef readonly uint64_t bytes_flushed       # of the files that flushes have written
+    cdef readonly uint64_t bytes_compacted     # of those that compactions have
+    cdef unsigned long long noted_epoch        # of the versions when the cache was last told of their tables
 
     # 1 found, 0 absent, negative error. *value stays valid until the pin is released, but,
     # when it lies in the active memory table, only until the next put or remove of the same key or the next freeze.
@@ -70,8 +74,13 @@ cdef class Lsm:
     # until the next seek or next, its value() doesn't.
     cdef LsmIterator* iterator(self) noexcept nogil                     # NULL when out of memory
     cdef void iterator_free(self, LsmIterator* it) noexcept nogil
-    cdef int seek(self, LsmIterator* it, Slice key) noexcept nogil      # first entry >= key: 1, none: 0, negative error
-    cdef int next(self, LsmIterator* it) noexcept nogil                 # 1, or 0 at the end, negative error
+    # All of them: 1 standing on an entry, 0 there is none, negative error. A key given may be what key() returned.
+    cdef int seek(self, LsmIterator* it, Slice key) noexcept nogil      # first entry >= key
+    cdef int seek_for_prev(self, LsmIterator* it, Slice key) noexcept nogil     # last entry <= key
+    cdef int seek_last(self, LsmIterator* it) noexcept nogil
+    # They may be mixed; turning round costs a seek. 0 when the iterator stood on nothing.
+    cdef int next(self, LsmIterator* it) noexcept nogil
+    cdef int prev(self, LsmIterator* it) noexcept nogil
     cdef Slice key(self, LsmIterator* it) noexcept nogil
     cdef Slice value(self, LsmIterator* it) noexcept nogil
 
@@ -79,8 +88,11 @@ cdef class Lsm:
 
     cdef int _get_older(self, uint64_t key_hash, Slice key, Pin* pin, Slice* value) noexcept nogil
     cdef int _get_from_tables(self, Version* version, Slice key, Pin* pin, Slice* value) noexcept nogil
+    cdef void _note_tables(self, const Version* version) noexcept nogil
     cdef int _renew(self, LsmIterator* it) noexcept nogil
+    cdef int _prepare(self, LsmIterator* it, Slice* key) noexcept nogil
     cdef int _skip_removed(self, LsmIterator* it, int status) noexcept nogil
+    cdef int _skip_removed_back(self, LsmIterator* it, int status) noexcept nogil
     cdef Table* _open_table(self, object info) except? NULL
     cdef object _install(self, object info, tuple tables, object checkpoint, Exchange* change)
     # Python level:
@@ -91,5 +103,7 @@ cdef class Lsm:
     # flush_frozen() -> bool: write the oldest frozen tables, up to the first with a checkpoint, to one file,
     #     install it and the checkpoint (background)
     # compact() -> bool: merge tables when there are too many (background); False when there was nothing to do
+    # compact_all() -> bool: merge all tables into one; False when there was nothing to do
+    # collect(): close, and remove where they were merged, the table files that nobody reads any more
     # statistics() -> dict[str, int]
     # close(): what wasn't flushed is gone; it is in the caller's log

@@ -1,7 +1,7 @@
 """The log-structured merge tree: what a key's newest value is, across memory tables and table files."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 import os
@@ -11,7 +11,7 @@ import threading
 from collections import deque
 
 from everwrite.block_cache cimport BlockCache
-from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, buffer_slice, put_bytes, slice_equal, slice_of
+from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, put_bytes, slice_equal, slice_of
 from everwrite.compaction cimport merge_to_table
 from everwrite.files cimport Files
 from everwrite.hashing cimport hash64
@@ -20,17 +20,17 @@ from everwrite.memtable cimport (
     memtable_prefetch_slot, memtable_put, memtable_remove,
 )
 from everwrite.merge_iterator cimport (
-    Merge, merge_add_memtable, merge_add_table, merge_free, merge_init, merge_key, merge_next, merge_refresh_newest,
-    merge_removed, merge_seek, merge_value,
+    Merge, merge_add_memtable, merge_add_table, merge_free, merge_init, merge_key, merge_next, merge_previous,
+    merge_refresh_newest, merge_removed, merge_seek, merge_seek_back, merge_seek_last, merge_value,
 )
 from everwrite.pins cimport Counted, counted_hold, counted_release, ew_load
 from everwrite.status cimport Status, check
-from everwrite.table_format cimport KEY_HASH_SEED, Block
-from everwrite.table_reader cimport TABLE_ABSENT, TABLE_FOUND, Table, table_close, table_get, table_open
+from everwrite.table_format cimport KEY_HASH_SEED, Block, Table
+from everwrite.table_reader cimport TABLE_ABSENT, TABLE_FOUND, table_close, table_get, table_open, table_prefetch
 from everwrite.versions cimport Exchange, Version, Versions
 
 from everwrite import manifest as manifests
-from everwrite.compaction import pick_run
+from everwrite.compaction import pick_all, pick_run
 from everwrite.errors import ClosedError, CorruptionError
 
 _TABLE_NAME = re.compile(r"\d{16}\.table", re.ASCII)
@@ -202,15 +202,20 @@ cdef class Lsm:
         return found
 
     cdef int _get_from_tables(self, Version* version, Slice key, Pin* pin, Slice* value) noexcept nogil:
-        cdef uint64_t filter_hash
+        cdef uint64_t key_hash
         cdef Block* block
         cdef size_t i
         cdef int status
         if version.table_count == 0:
             return 0
-        filter_hash = hash64(key, KEY_HASH_SEED)
+        if self.noted_epoch != ew_load(&self.versions.epoch):
+            self._note_tables(version)
+        key_hash = hash64(key, KEY_HASH_SEED)
+        if version.table_count > 1:
+            for i in range(version.table_count):
+                table_prefetch(version.tables[i], key_hash)
         for i in range(version.table_count):
-            status = table_get(version.tables[i], self.cache, key, filter_hash, &block, value)
+            status = table_get(version.tables[i], self.cache, key, key_hash, &block, value)
             if status == TABLE_FOUND:
                 pin_release(pin)
                 pin.block = &block.counted
@@ -218,6 +223,14 @@ cdef class Lsm:
             if status != TABLE_ABSENT:
                 return status if status < 0 else 0
         return 0
+
+    cdef void _note_tables(self, const Version* version) noexcept nogil:
+        cdef size_t memory = 0
+        cdef size_t i
+        for i in range(version.table_count):
+            memory += version.tables[i].memory
+        self.noted_epoch = ew_load(&self.versions.epoch)
+        self.cache.reserve(memory)
 
     cdef void set_cached_only(self, bint value) noexcept nogil:
         self.cache.cached_only = value
@@ -233,10 +246,16 @@ cdef class Lsm:
         memtable_prefetch_entry(self.active, key_hash)
 
     cdef int put(self, Slice key, Slice value) noexcept nogil:
-        return memtable_put(self.active, hash64(key, self.seed), key, value)
+        cdef int status = memtable_put(self.active, hash64(key, self.seed), key, value)
+        if status == Status.OK:
+            self.bytes_put += key.size + value.size
+        return status
 
     cdef int remove(self, Slice key) noexcept nogil:
-        return memtable_remove(self.active, hash64(key, self.seed), key)
+        cdef int status = memtable_remove(self.active, hash64(key, self.seed), key)
+        if status == Status.OK:
+            self.bytes_put += key.size
+        return status
 
     cdef bint wants_freeze(self) noexcept nogil:
         return self.active.memory + self.set_aside_bytes > self.memtable_bytes
@@ -297,47 +316,88 @@ cdef class Lsm:
         it.standing = status == 1
         return status
 
-    cdef int seek(self, LsmIterator* it, Slice key) noexcept nogil:
+    cdef int _skip_removed_back(self, LsmIterator* it, int status) noexcept nogil:
+        while status == 1 and merge_removed(&it.merge):
+            status = merge_previous(&it.merge, self.cache)
+        it.standing = status == 1
+        return status
+
+    cdef int _prepare(self, LsmIterator* it, Slice* key) noexcept nogil:
+        """Before a seek: look at the newest version, and keep the key apart, which may be what key() returned."""
         cdef int status
         it.standing = False
+        it.resume.size = 0
+        if put_bytes(&it.resume, key.data, key.size) < 0:
+            return Status.ERR_MEMORY
+        if key.size:
+            key.data = it.resume.data
         if it.epoch != ew_load(&self.versions.epoch):
-            # `key` may be what key() returned, and then lies in what is let go.
-            it.resume.size = 0
-            if put_bytes(&it.resume, key.data, key.size) < 0:
-                return Status.ERR_MEMORY
-            key = buffer_slice(&it.resume)
             status = self._renew(it)
             if status < 0:
                 return status
         it.active_count = it.active.count
+        return Status.OK
+
+    cdef int seek(self, LsmIterator* it, Slice key) noexcept nogil:
+        cdef int status = self._prepare(it, &key)
+        if status < 0:
+            return status
         return self._skip_removed(it, merge_seek(&it.merge, self.cache, key))
+
+    cdef int seek_for_prev(self, LsmIterator* it, Slice key) noexcept nogil:
+        cdef int status = self._prepare(it, &key)
+        if status < 0:
+            return status
+        return self._skip_removed_back(it, merge_seek_back(&it.merge, self.cache, key, True))
+
+    cdef int seek_last(self, LsmIterator* it) noexcept nogil:
+        cdef uint8_t nothing = 0
+        cdef Slice key = slice_of(&nothing, 0)
+        cdef int status = self._prepare(it, &key)
+        if status < 0:
+            return status
+        return self._skip_removed_back(it, merge_seek_last(&it.merge, self.cache))
 
     cdef int next(self, LsmIterator* it) noexcept nogil:
         cdef int status
         cdef Slice key
         if not it.standing:
             return 0
-        it.standing = False
         if it.epoch != ew_load(&self.versions.epoch):
             key = merge_key(&it.merge)
-            it.resume.size = 0
-            if put_bytes(&it.resume, key.data, key.size) < 0:
-                return Status.ERR_MEMORY
-            key = buffer_slice(&it.resume)
-            status = self._renew(it)
+            status = self._prepare(it, &key)
             if status < 0:
                 return status
-            it.active_count = it.active.count
             status = merge_seek(&it.merge, self.cache, key)
             if status == 1 and slice_equal(merge_key(&it.merge), key):
                 status = merge_next(&it.merge, self.cache)
             return self._skip_removed(it, status)
+        it.standing = False
         if it.active_count != it.active.count:
             it.active_count = it.active.count
             status = merge_refresh_newest(&it.merge, self.cache)
             if status < 0:
                 return status
         return self._skip_removed(it, merge_next(&it.merge, self.cache))
+
+    cdef int prev(self, LsmIterator* it) noexcept nogil:
+        cdef int status
+        cdef Slice key
+        if not it.standing:
+            return 0
+        if it.epoch != ew_load(&self.versions.epoch):
+            key = merge_key(&it.merge)
+            status = self._prepare(it, &key)
+            if status < 0:
+                return status
+            return self._skip_removed_back(it, merge_seek_back(&it.merge, self.cache, key, False))
+        it.standing = False
+        if it.active_count != it.active.count:
+            it.active_count = it.active.count
+            status = merge_refresh_newest(&it.merge, self.cache)
+            if status < 0:
+                return status
+        return self._skip_removed_back(it, merge_previous(&it.merge, self.cache))
 
     cdef Slice key(self, LsmIterator* it) noexcept nogil:
         return merge_key(&it.merge)
@@ -450,7 +510,8 @@ cdef class Lsm:
                         merge_add_memtable(&merge, version.frozen[i])
                     number = self._take_number()
                     info = merge_to_table(
-                        self.files, self.cache, self._table_path(number), number, &merge, drop_removed
+                        self.files, self.cache, self._table_path(number), number, (number, number), &merge,
+                        drop_removed,
                     )
                 finally:
                     merge_free(&merge)
@@ -463,6 +524,7 @@ cdef class Lsm:
                 for _i in range(change.flushed):
                     self.frozen_checkpoints.popleft()
                 self.flushes += 1
+                self.bytes_flushed += info.size if info is not None else 0
             with nogil:
                 self.versions.bury()
         return True
@@ -472,6 +534,13 @@ cdef class Lsm:
 
         Raises `StorageError`; everything then stays as it was, and the call may be repeated.
         """
+        return self._compact(pick_run)
+
+    def compact_all(self):
+        """Merge all tables into one without remove markers. False: there was nothing to do. Raises as `compact`."""
+        return self._compact(pick_all)
+
+    def _compact(self, choose):
         cdef Exchange change = Exchange(frozen=NULL, flushed=0, first=0, merged=0, table=NULL)
         cdef Version* version = NULL
         cdef Merge merge
@@ -483,7 +552,7 @@ cdef class Lsm:
                 with nogil:
                     version = self.versions.hold()
             try:
-                run = pick_run(tables)
+                run = choose(tables)
                 if run is None:
                     return False
                 start, stop = run
@@ -491,11 +560,15 @@ cdef class Lsm:
                 try:
                     for i in range(start, stop):
                         merge_add_table(&merge, version.tables[i])
+                    flushes = (
+                        min([version.tables[i].oldest_flush for i in range(start, stop)]),
+                        max([version.tables[i].newest_flush for i in range(start, stop)]),
+                    )
                     number = self._take_number()
                     info = merge_to_table(
-                        # A cache of its own that keeps nothing: the caller's isn't shared, nor pushed out.
-                        self.files, BlockCache(self.files, 0), self._table_path(number), number, &merge,
-                        stop == len(tables),
+                        # Not through the caller's cache: that isn't shared, nor pushed out.
+                        self.files, BlockCache(self.files, 0, bypass=True), self._table_path(number), number, flushes,
+                        &merge, stop == len(tables),
                     )
                 finally:
                     merge_free(&merge)
@@ -513,9 +586,18 @@ cdef class Lsm:
                     info, current[:newer + start] + new + current[newer + stop:], self.checkpoint, &change
                 )
                 self.compactions += 1
+                self.bytes_compacted += info.size if info is not None else 0
             with nogil:
                 self.versions.bury()
         return True
+
+    def collect(self):
+        """Close, and remove where they were merged, the table files that nobody reads any more.
+
+        A flush or compaction does this itself; whoever lets a version go that it has held for long calls it.
+        """
+        with nogil:
+            self.versions.bury()
 
     def close(self):
         """Close all files; wait for a flush or compaction that runs. What wasn't flushed is gone. Once more is fine."""
@@ -535,11 +617,17 @@ cdef class Lsm:
                 self.versions.bury()
 
     def statistics(self):
-        """Flat counters; sizes in bytes."""
+        """Flat counters; sizes in bytes.
+
+        Write amplification: bytes of table files written for 100 bytes of keys and values put since the map was
+        opened (the log isn't counted). Space amplification: bytes of all table files for 100 bytes of the oldest,
+        which after a full compaction is the only one.
+        """
         cdef size_t frozen
         cdef size_t frozen_bytes = 0
         cdef size_t tables
         cdef uint64_t table_bytes = 0
+        cdef uint64_t oldest_bytes = 0
         cdef uint64_t entries = 0
         cdef Version* version
         cdef size_t i
@@ -551,6 +639,7 @@ cdef class Lsm:
                 frozen_bytes += version.frozen[i].memory
             for i in range(tables):
                 table_bytes += version.tables[i].size
+                oldest_bytes = version.tables[i].size
                 entries += version.tables[i].entries
             self.versions.release(version)
         return {
@@ -562,10 +651,18 @@ cdef class Lsm:
             "table_bytes": table_bytes,
             "table_entries": entries,
             "cache_bytes": self.cache.bytes,
+            "cache_reserved_bytes": self.cache.reserved,
             "cache_hits": self.cache.hits,
             "cache_misses": self.cache.misses,
             "flushes": self.flushes,
             "compactions": self.compactions,
+            "bytes_put": self.bytes_put,
+            "bytes_flushed": self.bytes_flushed,
+            "bytes_compacted": self.bytes_compacted,
+            "write_amplification_percent": (
+                100 * (self.bytes_flushed + self.bytes_compacted) // self.bytes_put if self.bytes_put else 0
+            ),
+            "space_amplification_percent": 100 * table_bytes // oldest_bytes if oldest_bytes else 0,
         }
 
     # ---- the mapping, for tools and tests ----

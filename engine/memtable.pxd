@@ -49,6 +49,7 @@ cdef struct Leaf:
     uint64_t heads[FANOUT]
     Entry* entries[FANOUT]
     Leaf* next
+    Leaf* previous
 
 
 cdef struct Inner:

@@ -8,6 +8,7 @@ from everwrite.coding cimport Slice, slice_compare
 from everwrite.key_order cimport common_prefix, key_head
 from everwrite.memtable cimport FANOUT, Entry, Inner, Leaf, Memtable, MemtableCursor, entry_key
 from everwrite.pins cimport ew_load, ew_store
+from everwrite.prefetch cimport prefetch_line
 from everwrite.status cimport Status
 from everwrite.threads cimport pthread_mutex_lock, pthread_mutex_unlock
 
@@ -15,6 +16,7 @@ from everwrite.threads cimport pthread_mutex_lock, pthread_mutex_unlock
 cdef enum:
     HEIGHT_LIMIT = 16                  # a tree of half-full nodes this high would hold 32^16 keys
     INSERTION_SORT_LIMIT = 12
+    AHEAD = 8                          # entries that a cursor asks the processor for before it gets there
 
 
 cdef struct Sortable:
@@ -303,6 +305,9 @@ cdef int _split(Memtable* t, Path* path, bint at_end) noexcept nogil:
     memcpy(right.heads, &left.heads[keep], right.count * sizeof(uint64_t))
     memcpy(right.entries, &left.entries[keep], right.count * sizeof(void*))
     right.next = left.next
+    right.previous = left
+    if left.next != NULL:
+        left.next.previous = right
     left.next = right
     left.count = keep
     _tighten(left.count, &left.skip, left.heads, left.entries)
@@ -424,28 +429,106 @@ cdef void order_free(Memtable* t) noexcept nogil:
     t.pending = NULL
 
 
+# ---- cursors ----
+
+cdef inline void _prefetch_entry(const Leaf* leaf, uint32_t position) noexcept nogil:
+    cdef const Entry* e = leaf.entries[position]
+    prefetch_line(e)
+    prefetch_line(<const char*>e + 64)
+    prefetch_line(<const char*>e + 128)
+
+
+cdef inline void _prefetch_leaf(const Leaf* leaf) noexcept nogil:
+    cdef size_t i
+    if leaf != NULL:
+        for i in range(0, sizeof(leaf.entries), 64):
+            prefetch_line(<const char*>leaf.entries + i)
+        prefetch_line(leaf)
+
+
+cdef inline void _look_ahead(const Leaf* leaf, uint32_t position) noexcept nogil:
+    """Entries lie in the order of their arrival: a walk in key order misses the cache on each unless it asks early."""
+    if position + AHEAD < leaf.count:
+        _prefetch_entry(leaf, position + AHEAD)
+    elif leaf.next != NULL and position + AHEAD - leaf.count < leaf.next.count:
+        _prefetch_entry(leaf.next, position + AHEAD - leaf.count)
+
+
+cdef inline void _look_back(const Leaf* leaf, uint32_t position) noexcept nogil:
+    if position >= AHEAD:
+        _prefetch_entry(leaf, position - AHEAD)
+    elif leaf.previous != NULL and leaf.previous.count + position >= AHEAD:
+        _prefetch_entry(leaf.previous, leaf.previous.count + position - AHEAD)
+
+
 cdef inline void _settle(MemtableCursor* c) noexcept nogil:
     """A position behind a leaf's last entry is the next leaf's first."""
     while c.leaf != NULL and c.position >= c.leaf.count:
         c.leaf = c.leaf.next
         c.position = 0
+        if c.leaf != NULL:
+            _prefetch_leaf(c.leaf.next)
     c.entry = c.leaf.entries[c.position] if c.leaf != NULL else NULL
 
 
-cdef int cursor_seek(MemtableCursor* c, Memtable* t, Slice key) noexcept nogil:
-    cdef Path path
+cdef inline void _settle_before(MemtableCursor* c, uint32_t rank) noexcept nogil:
+    """Stand on the entry before a place in the leaf."""
+    while c.leaf != NULL and rank == 0:
+        c.leaf = c.leaf.previous
+        if c.leaf != NULL:
+            rank = c.leaf.count
+            _prefetch_leaf(c.leaf.previous)
+    c.entry = NULL
+    if c.leaf != NULL:
+        c.position = rank - 1
+        c.entry = c.leaf.entries[c.position]
+
+
+cdef int _start(MemtableCursor* c, Memtable* t) noexcept nogil:
+    """1: there is a tree to search. 0: nothing is in the table."""
     c.table = t
     c.leaf = NULL
     c.entry = NULL
     if order_update(t) < 0:
         return Status.ERR_MEMORY
     c.tree_version = t.tree_version
-    if t.root == NULL:
-        return Status.OK
+    return t.root != NULL
+
+
+cdef int cursor_seek(MemtableCursor* c, Memtable* t, Slice key) noexcept nogil:
+    cdef Path path
+    cdef int status = _start(c, t)
+    if status <= 0:
+        return status
     _descend(t, key, &path)
     c.leaf = path.leaf
     c.position = _rank(key, c.leaf.count, c.leaf.skip, c.leaf.heads, c.leaf.entries, False)
     _settle(c)
+    return Status.OK
+
+
+cdef int cursor_seek_back(MemtableCursor* c, Memtable* t, Slice key, bint or_equal) noexcept nogil:
+    cdef Path path
+    cdef int status = _start(c, t)
+    if status <= 0:
+        return status
+    _descend(t, key, &path)
+    c.leaf = path.leaf
+    _settle_before(c, _rank(key, c.leaf.count, c.leaf.skip, c.leaf.heads, c.leaf.entries, or_equal))
+    return Status.OK
+
+
+cdef int cursor_seek_last(MemtableCursor* c, Memtable* t) noexcept nogil:
+    cdef void* node
+    cdef uint32_t _level
+    cdef int status = _start(c, t)
+    if status <= 0:
+        return status
+    node = t.root
+    for _level in range(t.height):
+        node = (<Inner*>node).children[(<Inner*>node).count]
+    c.leaf = <Leaf*>node
+    _settle_before(c, c.leaf.count)
     return Status.OK
 
 
@@ -456,4 +539,17 @@ cdef int cursor_next(MemtableCursor* c) noexcept nogil:
         return Status.ERR_MEMORY
     c.position += 1
     _settle(c)
+    if c.leaf != NULL:
+        _look_ahead(c.leaf, c.position)
+    return Status.OK
+
+
+cdef int cursor_previous(MemtableCursor* c) noexcept nogil:
+    if order_update(c.table) < 0:
+        return Status.ERR_MEMORY
+    if c.tree_version != c.table.tree_version:
+        return cursor_seek_back(c, c.table, entry_key(c.entry), False)
+    _settle_before(c, c.position)
+    if c.leaf != NULL:
+        _look_back(c.leaf, c.position)
     return Status.OK

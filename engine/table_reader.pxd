@@ -1,15 +1,15 @@
-"""Read side of table files.
+"""Read side of table files: open, look a key up, walk by hash. Walking in key order: table_cursor.
 
-Thread safety: an open table is immutable; any number of threads may read it. What is shared
-is the block cache, and that is serialised by the caller.
+Thread safety: an open table is immutable but for its slots; any number of threads may read it through block caches
+that bypass these. The slots are the caller's to serialise, together with the block cache.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from everwrite.block_cache cimport BlockCache
-from everwrite.coding cimport Buffer, Reader, Slice
+from everwrite.coding cimport Buffer, Slice
 from everwrite.files cimport Files
-from everwrite.table_format cimport Block
+from everwrite.table_format cimport Block, Table, TableEntry
 
 
 cdef enum:
@@ -18,46 +18,46 @@ cdef enum:
     TABLE_REMOVED = 2                  # the key's newest entry here is a remove marker
 
 
-cdef struct Table:
-    Table* next                        # in the list of tables to be closed
-    int refs                           # by versions; under the mutex of the Lsm
-    bint obsolete                      # no version will hold it again: the file goes with the last reference
-    int file
-    uint64_t number
-    uint64_t size
-    uint64_t entries                   # remove markers included
-    uint64_t removed
-    char* path
-    Block* index
-    uint64_t* heads                    # of the index keys behind their first `index_skip` bytes, which all share;
-    size_t index_skip                  # the first index key is empty, and is left out of both
-    Block* filter
-    Block* properties
-    Slice smallest                     # keys, in `properties`
-    Slice largest
+cdef struct HashEntry:
+    uint64_t hash
+    uint64_t location
 
 
-cdef struct TableCursor:
+cdef struct HashCursor:
+    # The entries whose keys' hashes lie in [first, last], in ascending order of the hashes. `key` and `value` lie in
+    # `block` and stay valid until the next call.
     Table* table
-    size_t index_position
-    Block* block                       # a reference; NULL: not positioned
-    Reader rest                        # the entries behind the current one
-    Buffer key
+    uint64_t first
+    uint64_t last
+    uint64_t page                      # the next one to be read
+    Buffer found                       # HashEntry each: those of the page before
+    size_t position
+    Block* block
+    Slice key
     Slice value
     bint removed
+    uint64_t key_hash
 
 
-# Opens and checks all but the data blocks. `size` is what the file must have.
+# Opens and checks all but data blocks and index pages. `size` is what the file must have.
 cdef int table_open(Files files, const char* path, uint64_t number, uint64_t size, Table** out) noexcept nogil
 cdef void table_close(Files files, Table* table) noexcept nogil            # `table` is gone
 
+# A hint that table_get follows soon.
+cdef void table_prefetch(const Table* table, uint64_t key_hash) noexcept nogil
 # With TABLE_FOUND, *value lies in *block, of which the caller gets a reference.
 cdef int table_get(
-    Table* table, BlockCache cache, Slice key, uint64_t filter_hash, Block** block, Slice* value
+    Table* table, BlockCache cache, Slice key, uint64_t key_hash, Block** block, Slice* value
 ) noexcept nogil
 
-cdef void table_cursor_init(TableCursor* c, Table* table) noexcept nogil
-cdef void table_cursor_free(TableCursor* c) noexcept nogil
-# Both: 1 standing on an entry, 0 at the end, negative error.
-cdef int table_cursor_seek(TableCursor* c, BlockCache cache, Slice key) noexcept nogil
-cdef int table_cursor_next(TableCursor* c, BlockCache cache) noexcept nogil
+# The entry that a location of the index names. OK or ERR_CORRUPT.
+cdef int entry_at(Table* table, const Block* block, uint64_t location, TableEntry* e) noexcept nogil
+# The index key of a data block: > all keys of the block before, <= all of its own.
+cdef Slice table_separator(const Table* table, size_t number) noexcept nogil
+# The one data block that may hold `key`.
+cdef size_t table_block_for(const Table* table, Slice key) noexcept nogil
+
+cdef void hash_cursor_init(HashCursor* c, Table* table, uint64_t first, uint64_t last) noexcept nogil
+cdef void hash_cursor_free(HashCursor* c) noexcept nogil
+# 1 standing on an entry, 0 at the end, negative error.
+cdef int hash_cursor_next(HashCursor* c, BlockCache cache) noexcept nogil

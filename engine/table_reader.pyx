@@ -1,19 +1,17 @@
-"""Read side of table files: open, look a key up, walk in order."""
+"""Read side of table files: open, look a key up, walk by hash."""
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, qsort
 from libc.string cimport memcmp, strdup
 
-from everwrite.block_cache cimport BlockCache, block_parse, block_read
-from everwrite.bloom cimport BLOOM_LINE, bloom_may_contain
+from everwrite.block_cache cimport BlockCache, slots_close, slots_new, stored_check
+from everwrite.block_pool cimport block_new
 from everwrite.checksum cimport crc32c
 from everwrite.coding cimport (
     Reader,
     Slice,
     buffer_free,
     buffer_init,
-    buffer_reserve,
-    buffer_slice,
     get_slice,
     get_varint,
     load_u32,
@@ -24,36 +22,78 @@ from everwrite.coding cimport (
     slice_of,
 )
 from everwrite.files cimport Files, OpenMode
+from everwrite.hashing cimport hash64
 from everwrite.key_order cimport common_prefix, key_head
-from everwrite.pins cimport counted_release
-from everwrite.status cimport Status, fault_corrupt
+from everwrite.pins cimport counted_hold, counted_release
+from everwrite.prefetch cimport prefetch_line
+from everwrite.status cimport Status, fault_corrupt, fault_format
 from everwrite.table_format cimport (
+    BLOCK_STORED,
     BLOCK_TRAILER,
     FOOTER_CHECKED,
     FOOTER_SIZE,
+    KEY_HASH_SEED,
+    LINE_HEADER,
+    LINE_SIZE,
+    OFFSET_BITS,
+    PAGE_LINES,
+    SPILL_ALL,
+    SPILL_FROM,
+    SPILL_NONE,
     TABLE_MAGIC,
     TABLE_VERSION,
     Block,
-    BlockHandle,
+    Table,
     TableEntry,
+    block_data,
     decode_entry,
-    decode_handle,
-    decode_restart,
+    full_product,
+    index_line_entries,
+    index_lines,
+    index_location_bits,
+    lowest_bit,
+    matching_bytes,
+    packed_entry,
+    slot_block,
+    slot_use,
 )
-
-cdef enum:
-    KEY_ROOM = 64
 
 
 # ---- opening ----
 
-cdef int _read_footer(Files files, Table* table, BlockHandle* handles) noexcept nogil:
-    """Check the footer and set the handles of index, filter and properties, which fill the file's end without a gap."""
+cdef int _read_block(Files files, Table* table, uint64_t offset, uint64_t size, Block** out) noexcept nogil:
+    """Read the directory or the properties, which stay in memory while the table is open."""
+    cdef Block* block = block_new(NULL, offset, size)
+    cdef size_t content_size = 0
+    cdef int64_t got
+    cdef uint8_t* stored
+    cdef int status
+    out[0] = block
+    if block == NULL:
+        return Status.ERR_MEMORY
+    stored = <uint8_t*>block_data(block)
+    got = files.read(table.file, offset, stored, size)
+    if got < 0:
+        return <int>got
+    if <uint64_t>got < size:
+        return fault_corrupt(table.path, offset, "the file ends within a block")
+    status = stored_check(table.path, offset, stored, size, size, &content_size)
+    if status < 0:
+        return status
+    if stored[size - BLOCK_TRAILER] != BLOCK_STORED:
+        return fault_corrupt(table.path, offset, "a block of an unknown kind")
+    block.size = <uint32_t>content_size
+    return Status.OK
+
+
+cdef int _read_footer(Files files, Table* table) noexcept nogil:
+    """Check the footer, and read the two blocks before it."""
     cdef uint8_t footer[FOOTER_SIZE]
     cdef uint64_t place = table.size - FOOTER_SIZE
-    cdef uint64_t position = place
+    cdef uint64_t directory_size
+    cdef uint64_t properties_size
     cdef int64_t got = files.size(table.file)
-    cdef int i
+    cdef int status
     if got < 0:
         return <int>got
     if <uint64_t>got != table.size or table.size < FOOTER_SIZE:
@@ -66,80 +106,105 @@ cdef int _read_footer(Files files, Table* table, BlockHandle* handles) noexcept 
     if crc32c(0, footer, FOOTER_CHECKED) != load_u32(footer + FOOTER_CHECKED):
         return fault_corrupt(table.path, place, "the checksum of the footer doesn't match")
     if load_u32(footer + 48) != TABLE_VERSION:
-        fault_corrupt(table.path, place + 48, "a table of a format version that this release doesn't know")
-        return Status.ERR_FORMAT
-    for i in range(2, -1, -1):
-        handles[i].offset = load_u64(footer + 16 * i)
-        handles[i].size = load_u64(footer + 16 * i + 8)
-        if (
-            handles[i].size <= BLOCK_TRAILER
-            or handles[i].size > position
-            or handles[i].offset != position - handles[i].size
-        ):
-            return fault_corrupt(table.path, place, "the footer's blocks don't fit the file")
-        position = handles[i].offset
-    return Status.OK
+        return fault_format(table.path, load_u32(footer + 48))
+    directory_size = load_u64(footer)
+    properties_size = load_u64(footer + 8)
+    if (
+        properties_size <= BLOCK_TRAILER
+        or properties_size > place
+        or directory_size <= BLOCK_TRAILER
+        or directory_size > place - properties_size
+    ):
+        return fault_corrupt(table.path, place, "the footer's blocks don't fit the file")
+    place -= properties_size
+    status = _read_block(files, table, place, properties_size, &table.properties)
+    if status == Status.OK:
+        status = _read_block(files, table, place - directory_size, directory_size, &table.directory)
+    return status
 
 
 cdef int _read_properties(Table* table) noexcept nogil:
-    cdef Reader r = reader_of(slice_of(table.properties.data, table.properties.size))
+    cdef Reader r = reader_of(slice_of(block_data(table.properties), table.properties.size))
     table.entries = get_varint(&r)
     table.removed = get_varint(&r)
+    table.block_count = get_varint(&r)
+    table.oldest_flush = get_varint(&r)
+    table.newest_flush = get_varint(&r)
     table.smallest = get_slice(&r)
     table.largest = get_slice(&r)
-    if r.failed or r.at != r.end:
+    if (
+        r.failed
+        or r.at != r.end
+        or table.entries == 0
+        or table.block_count == 0
+        # Each entry and each block takes more than a byte: nothing is allocated for numbers beyond the file's size.
+        or table.entries > table.size
+        or table.block_count > table.size
+    ):
         return fault_corrupt(table.path, table.properties.offset, "malformed properties")
+    table.location_bits = index_location_bits(table.block_count)
+    table.line_entries = index_line_entries(table.location_bits)
+    table.lines = index_lines(table.entries, table.line_entries)
+    table.page_count = (table.lines - 1) // PAGE_LINES + 1
     return Status.OK
 
 
-cdef int _prepare_index(Table* table) noexcept nogil:
-    """Check all index entries, and set apart what a search compares first."""
-    cdef size_t count = table.index.restarts
-    cdef BlockHandle handle
-    cdef Reader r
-    cdef TableEntry e
+cdef int _read_directory(Table* table) noexcept nogil:
+    """Where all blocks and pages are; they fill the file up to the directory."""
+    cdef const uint8_t* content = block_data(table.directory)
+    cdef Reader r = reader_of(slice_of(content, table.directory.size))
+    cdef uint64_t at = 0
+    cdef uint64_t size
+    cdef size_t count = table.block_count + table.page_count
+    cdef size_t i
+    table.offsets = <uint64_t*>malloc((count + 1) * sizeof(uint64_t))
+    table.separators = <uint32_t*>malloc(table.block_count * sizeof(uint32_t))
+    table.heads = <uint64_t*>malloc(table.block_count * sizeof(uint64_t))
+    table.slots = slots_new(count)
+    if table.offsets == NULL or table.separators == NULL or table.heads == NULL or table.slots == NULL:
+        return Status.ERR_MEMORY
+    table.cached = table.slots.slots
+    for i in range(count):
+        size = get_varint(&r)
+        if r.failed or size <= BLOCK_TRAILER or size > table.directory.offset - at:
+            return fault_corrupt(table.path, table.directory.offset, "a block of the directory doesn't fit the file")
+        table.offsets[i] = at
+        at += size
+        if i < table.block_count:
+            table.separators[i] = <uint32_t>(r.at - content)
+            get_slice(&r)
+    table.offsets[count] = at
+    if r.failed or r.at != r.end or at != table.directory.offset:
+        return fault_corrupt(table.path, table.directory.offset, "the directory doesn't match the file")
+    table.memory = sizeof(Table) + count * 16 + table.block_count * 12 + table.directory.size + table.properties.size
+    return _prepare_separators(table)
+
+
+cdef int _prepare_separators(Table* table) noexcept nogil:
+    """Set apart what a search compares first. They are in ascending order, or the search would lie."""
+    cdef size_t count = table.block_count
     cdef Slice first
     cdef size_t i
-    table.heads = <uint64_t*>malloc(count * sizeof(uint64_t))
-    if table.heads == NULL:
-        return Status.ERR_MEMORY
-    for i in range(count):
-        if not decode_restart(table.index, i, &r, &e) or not decode_handle(e.value, table.index.offset, &handle):
-            return _damaged(table, table.index)
-        if i == 1:
-            first = e.suffix
-    if count > 1:
-        table.index_skip = common_prefix(first, e.suffix, first.size)
+    if table_separator(table, 0).size != 0:
+        return fault_corrupt(table.path, table.directory.offset, "the first index key isn't empty")
     for i in range(1, count):
-        decode_restart(table.index, i, &r, &e)
-        table.heads[i] = key_head(e.suffix, table.index_skip)
+        if slice_compare(table_separator(table, i - 1), table_separator(table, i)) >= 0:
+            return fault_corrupt(table.path, table.directory.offset, "the index keys aren't in order")
+    if count > 1:
+        first = table_separator(table, 1)
+        table.head_skip = common_prefix(first, table_separator(table, count - 1), first.size)
+    for i in range(1, count):
+        table.heads[i] = key_head(table_separator(table, i), table.head_skip)
     return Status.OK
 
 
-cdef int _read_ends(Files files, Table* table) noexcept nogil:
-    """Read all that a table keeps in memory while it is open. These blocks are stored, so no decompressor is needed."""
-    cdef BlockHandle handles[3]
-    cdef Block* blocks[3]
-    cdef int status = _read_footer(files, table, handles)
-    cdef int i
-    if status < 0:
-        return status
-    for i in range(3):
-        status = block_read(files, None, table.file, table.path, table.number, handles[i], handles[i].size, &blocks[i])
-        if status < 0:
-            return status
-        if i == 0:
-            table.index = blocks[0]
-        elif i == 1:
-            table.filter = blocks[1]
-        else:
-            table.properties = blocks[2]
-    if table.filter.size == 0 or table.filter.size % BLOOM_LINE != 0:
-        return fault_corrupt(table.path, table.filter.offset, "a filter of an impossible size")
-    status = block_parse(table.index, table.path)
-    if status == Status.OK:
-        status = _read_properties(table)
-    return _prepare_index(table) if status == Status.OK else status
+cdef Slice table_separator(const Table* table, size_t number) noexcept nogil:
+    cdef const uint8_t* content = block_data(table.directory)
+    cdef Reader r
+    r.at = content + table.separators[number]
+    r.end = content + table.directory.size
+    r.failed = False
+    return get_slice(&r)
 
 
 cdef int table_open(Files files, const char* path, uint64_t number, uint64_t size, Table** out) noexcept nogil:
@@ -159,7 +224,11 @@ cdef int table_open(Files files, const char* path, uint64_t number, uint64_t siz
     status = files.open(path, OpenMode.OPEN_READ)
     if status >= 0:
         table.file = status
-        status = _read_ends(files, table)
+        status = _read_footer(files, table)
+    if status == Status.OK:
+        status = _read_properties(table)
+    if status == Status.OK:
+        status = _read_directory(table)
     if status < 0:
         table_close(files, table)
         return status
@@ -174,74 +243,155 @@ cdef void table_close(Files files, Table* table) noexcept nogil:
         files.close(table.file)
     if table.obsolete:
         files.unlink(table.path)
-    if table.index != NULL:
-        counted_release(&table.index.counted)
-    if table.filter != NULL:
-        counted_release(&table.filter.counted)
+    if table.slots != NULL:
+        slots_close(table.slots)
+    if table.directory != NULL:
+        counted_release(&table.directory.counted)
     if table.properties != NULL:
         counted_release(&table.properties.counted)
+    free(table.offsets)
+    free(table.separators)
     free(table.heads)
     free(table.path)
     free(table)
 
 
-# ---- searching ----
+# ---- searching by hash ----
 
-cdef int _damaged(Table* table, const Block* block) noexcept nogil:
-    return fault_corrupt(table.path, block.offset, "a block has a malformed entry")
-
-
-cdef int _last_restart_until(Table* table, Block* block, Slice key, size_t* position) noexcept nogil:
-    """1: *position is the last restart point whose key is <= `key`. 0: there is none."""
-    cdef size_t low = 0
-    cdef size_t high = block.restarts
-    cdef size_t middle
-    cdef Reader r
-    cdef TableEntry e
-    while low < high:
-        middle = (low + high) >> 1
-        if not decode_restart(block, middle, &r, &e):
-            return _damaged(table, block)
-        if slice_compare(e.suffix, key) <= 0:
-            low = middle + 1
-        else:
-            high = middle
-    if low == 0:
-        return 0
-    position[0] = low - 1
-    return 1
+cdef void table_prefetch(const Table* table, uint64_t key_hash) noexcept nogil:
+    cdef uint64_t fraction
+    cdef uint64_t line = full_product(key_hash, table.lines, &fraction)
+    cdef uint64_t page = line // PAGE_LINES
+    cdef const Block* block = slot_block(table.cached[table.block_count + page])
+    if block != NULL:
+        prefetch_line(block_data(block) + (line - page * PAGE_LINES) * LINE_SIZE)
 
 
-cdef int _index_handle(Table* table, size_t position, BlockHandle* handle) noexcept nogil:
-    cdef Reader r
-    cdef TableEntry e
-    if not decode_restart(table.index, position, &r, &e) or not decode_handle(e.value, table.index.offset, handle):
-        return _damaged(table, table.index)
+cdef int entry_at(Table* table, const Block* block, uint64_t location, TableEntry* e) noexcept nogil:
+    cdef const uint8_t* content = block_data(block)
+    cdef const uint8_t* end = content + block.size - 2 - 2 * <size_t>block.count
+    cdef const uint8_t* at = content + (location & ((<uint64_t>1 << OFFSET_BITS) - 1))
+    if at >= end or not decode_entry(at, end, e):
+        return fault_corrupt(table.path, block.offset, "the index names a place where no entry begins")
     return Status.OK
 
 
-cdef size_t _search_index(Table* table, Slice key) noexcept nogil:
-    """The last index entry whose key is <= `key`; the first one's always is."""
+cdef int _look(
+    Table* table, BlockCache cache, Block* page, bint* held, Slice key, uint64_t location, Block** out, Slice* value
+) noexcept nogil:
+    """Whether the entry at a place is the key's. With TABLE_FOUND, *out has one reference."""
+    cdef uint64_t number = location >> OFFSET_BITS
+    cdef Block* block
+    cdef TableEntry e
+    cdef int status
+    cdef bint fresh = False
+    if number >= table.block_count:
+        return fault_corrupt(table.path, table.offsets[table.block_count], "the index names a block beyond the last")
+    block = NULL if cache.bypass else slot_use(&table.cached[number])
+    if block == NULL:
+        # What is loaded may push the page out, where the search may have to go on.
+        if not held[0]:
+            counted_hold(&page.counted)
+            held[0] = True
+        status = cache.load(table, number, &block)
+        if status < 0:
+            return status
+        fresh = True
+    else:
+        prefetch_line(block)
+        cache.hits += 1
+    status = entry_at(table, block, location, &e)
+    if status == Status.OK:
+        if e.key.size != key.size or memcmp(e.key.data, key.data, key.size) != 0:
+            status = TABLE_ABSENT
+        else:
+            status = TABLE_REMOVED if e.removed else TABLE_FOUND
+    if status == TABLE_FOUND:
+        value[0] = e.value
+        out[0] = block
+        if not fresh:
+            counted_hold(&block.counted)
+    elif fresh:
+        counted_release(&block.counted)
+    return status
+
+
+cdef int _search_page(
+    Table* table, BlockCache cache, Block* page, bint* held, uint64_t home, Slice key, uint64_t fraction,
+    Block** block, Slice* value
+) noexcept nogil:
+    cdef uint8_t upper = fraction >> 56
+    cdef uint64_t lower = (fraction >> 52) & 15
+    cdef uint32_t bits = table.location_bits + 4
+    cdef uint64_t packed
+    cdef uint64_t i = home
+    cdef uint64_t lines = page.size // LINE_SIZE
+    cdef const uint8_t* line
+    cdef uint8_t spill
+    cdef unsigned candidates
+    cdef int status
+    while i < lines:
+        line = block_data(page) + i * LINE_SIZE
+        if line[0] > table.line_entries:
+            return fault_corrupt(table.path, page.offset, "a line of the index has too many entries")
+        candidates = matching_bytes(line + LINE_HEADER, upper) & ((<unsigned>1 << line[0]) - 1)
+        while candidates:
+            packed = packed_entry(line, table.line_entries, bits, lowest_bit(candidates))
+            candidates &= candidates - 1
+            if packed & 15 == lower:
+                status = _look(table, cache, page, held, key, packed >> 4, block, value)
+                if status != TABLE_ABSENT:
+                    return status
+        spill = line[1]
+        if spill == SPILL_NONE:
+            return TABLE_ABSENT
+        if spill != SPILL_ALL and (i != home or upper < spill - SPILL_FROM):
+            return TABLE_ABSENT
+        i += 1
+    return fault_corrupt(table.path, page.offset, "a page of the index ends before its entries do")
+
+
+cdef int table_get(
+    Table* table, BlockCache cache, Slice key, uint64_t key_hash, Block** block, Slice* value
+) noexcept nogil:
+    cdef uint64_t fraction
+    cdef uint64_t line = full_product(key_hash, table.lines, &fraction)
+    cdef uint64_t number = line // PAGE_LINES
+    cdef Block* page = NULL if cache.bypass else slot_use(&table.cached[table.block_count + number])
+    cdef bint held = page == NULL
+    cdef int status
+    if held:
+        status = cache.load(table, table.block_count + number, &page)
+        if status < 0:
+            return status
+    else:
+        cache.hits += 1
+    status = _search_page(table, cache, page, &held, line - number * PAGE_LINES, key, fraction, block, value)
+    if held:
+        counted_release(&page.counted)
+    return status
+
+
+# ---- searching by key ----
+
+cdef size_t table_block_for(const Table* table, Slice key) noexcept nogil:
+    """The last one whose index key is <= `key`; the first one's always is."""
     cdef size_t low = 1
-    cdef size_t high = table.index.restarts
+    cdef size_t high = table.block_count
     cdef size_t middle
     cdef uint64_t head
     cdef Slice shared
-    cdef Reader r
-    cdef TableEntry e
     cdef int c
-    if high > 1 and table.index_skip > 0:
-        decode_restart(table.index, 1, &r, &e)
-        shared = slice_of(e.suffix.data, table.index_skip)
+    if high > 1 and table.head_skip > 0:
+        shared = slice_of(table_separator(table, 1).data, table.head_skip)
         c = slice_compare(slice_of(key.data, key.size if key.size < shared.size else shared.size), shared)
         if c != 0:
             return 0 if c < 0 else high - 1
-    head = key_head(key, table.index_skip)
+    head = key_head(key, table.head_skip)
     while low < high:
         middle = (low + high) >> 1
         if table.heads[middle] == head:
-            decode_restart(table.index, middle, &r, &e)
-            c = slice_compare(e.suffix, key)
+            c = slice_compare(table_separator(table, middle), key)
         else:
             c = -1 if table.heads[middle] < head else 1
         if c <= 0:
@@ -251,164 +401,98 @@ cdef size_t _search_index(Table* table, Slice key) noexcept nogil:
     return low - 1
 
 
-cdef int _block_for(Table* table, BlockCache cache, Slice key, size_t* position, Block** block) noexcept nogil:
-    """The one block that may hold `key`: an index key is > all of the block before, and <= its block's first."""
-    cdef BlockHandle handle
-    cdef int status
-    position[0] = _search_index(table, key)
-    status = _index_handle(table, position[0], &handle)
-    if status < 0:
-        return status
-    return cache.fetch(table.file, table.path, table.number, handle, block)
+# ---- walking by hash ----
 
-
-cdef int _find_in_block(Table* table, Block* block, Slice key, Slice* value) noexcept nogil:
-    """Look `key` up without building any key.
-
-    `matched` is how many bytes of `key` the entry before has; that entry is smaller. An entry
-    that shares more with it than that is smaller too; one that shares less is greater.
-    """
-    cdef Reader r
-    cdef TableEntry e
-    cdef size_t position = 0
-    cdef size_t matched = 0
-    cdef size_t size_before = 0
-    cdef size_t i
-    cdef size_t limit
-    cdef int status = _last_restart_until(table, block, key, &position)
-    if status <= 0:
-        return status
-    if not decode_restart(block, position, &r, &e):
-        return _damaged(table, block)
-    while True:
-        if e.shared > size_before:
-            return _damaged(table, block)
-        size_before = e.shared + e.suffix.size
-        if e.shared < matched:
-            return TABLE_ABSENT
-        if e.shared == matched:
-            limit = key.size - matched if key.size - matched < e.suffix.size else e.suffix.size
-            i = 0
-            while i < limit and e.suffix.data[i] == key.data[matched + i]:
-                i += 1
-            matched += i
-            if matched == key.size:
-                if i < e.suffix.size:
-                    return TABLE_ABSENT
-                value[0] = e.value
-                return TABLE_REMOVED if e.removed else TABLE_FOUND
-            if i < e.suffix.size and e.suffix.data[i] > key.data[matched]:
-                return TABLE_ABSENT
-        if r.at == r.end:
-            return TABLE_ABSENT
-        if not decode_entry(&r, &e):
-            return _damaged(table, block)
-
-
-cdef int table_get(
-    Table* table, BlockCache cache, Slice key, uint64_t filter_hash, Block** block, Slice* value
-) noexcept nogil:
-    cdef size_t position = 0
-    cdef int status
-    if not bloom_may_contain(table.filter.data, table.filter.size, filter_hash):
-        return TABLE_ABSENT
-    if slice_compare(key, table.smallest) < 0 or slice_compare(key, table.largest) > 0:
-        return TABLE_ABSENT
-    status = _block_for(table, cache, key, &position, block)
-    if status < 0:
-        return status
-    status = _find_in_block(table, block[0], key, value)
-    if status != TABLE_FOUND:
-        counted_release(&block[0].counted)
-        block[0] = NULL
-    return status
-
-
-# ---- walking ----
-
-cdef void table_cursor_init(TableCursor* c, Table* table) noexcept nogil:
+cdef void hash_cursor_init(HashCursor* c, Table* table, uint64_t first, uint64_t last) noexcept nogil:
+    cdef uint64_t fraction
     c.table = table
+    c.first = first
+    c.last = last
+    c.page = full_product(first, table.lines, &fraction) // PAGE_LINES
+    c.position = 0
     c.block = NULL
-    buffer_init(&c.key)
+    buffer_init(&c.found)
 
 
-cdef void _let_go(TableCursor* c) noexcept nogil:
+cdef void hash_cursor_free(HashCursor* c) noexcept nogil:
     if c.block != NULL:
         counted_release(&c.block.counted)
         c.block = NULL
+    buffer_free(&c.found)
 
 
-cdef void table_cursor_free(TableCursor* c) noexcept nogil:
-    _let_go(c)
-    buffer_free(&c.key)
+cdef int _by_hash(const void* a, const void* b) noexcept nogil:
+    cdef const HashEntry* left = <const HashEntry*>a
+    cdef const HashEntry* right = <const HashEntry*>b
+    return -1 if left.hash < right.hash else (1 if left.hash > right.hash else 0)
 
 
-cdef int _take(TableCursor* c, const TableEntry* e) noexcept nogil:
-    if e.shared > c.key.size:
-        return _damaged(c.table, c.block)
-    c.key.size = e.shared
-    if put_bytes(&c.key, e.suffix.data, e.suffix.size) < 0:
-        return Status.ERR_MEMORY
+cdef int _collect(HashCursor* c, BlockCache cache, const Block* page) noexcept nogil:
+    """Find the page's entries of the range: only their keys tell the whole hash."""
+    cdef Table* table = c.table
+    cdef uint32_t bits = table.location_bits + 4
+    cdef const uint8_t* line
+    cdef HashEntry found
+    cdef TableEntry e
+    cdef Block* block
+    cdef uint64_t i
+    cdef uint32_t k
+    cdef int status
+    for i in range(page.size // LINE_SIZE):
+        line = block_data(page) + i * LINE_SIZE
+        if line[0] > table.line_entries:
+            return fault_corrupt(table.path, page.offset, "a line of the index has too many entries")
+        for k in range(line[0]):
+            found.location = packed_entry(line, table.line_entries, bits, k) >> 4
+            if found.location >> OFFSET_BITS >= table.block_count:
+                return fault_corrupt(table.path, page.offset, "the index names a block beyond the last")
+            status = cache.fetch(table, found.location >> OFFSET_BITS, &block)
+            if status < 0:
+                return status
+            status = entry_at(table, block, found.location, &e)
+            if status == Status.OK:
+                found.hash = hash64(e.key, KEY_HASH_SEED)
+            counted_release(&block.counted)
+            if status < 0:
+                return status
+            if c.first <= found.hash <= c.last and put_bytes(&c.found, &found, sizeof(HashEntry)) < 0:
+                return Status.ERR_MEMORY
+    return Status.OK
+
+
+cdef int hash_cursor_next(HashCursor* c, BlockCache cache) noexcept nogil:
+    cdef uint64_t fraction
+    cdef HashEntry* found
+    cdef TableEntry e
+    cdef Block* page
+    cdef int status
+    if c.block != NULL:
+        counted_release(&c.block.counted)
+        c.block = NULL
+    while c.position * sizeof(HashEntry) == c.found.size:
+        if c.page > full_product(c.last, c.table.lines, &fraction) // PAGE_LINES:
+            return 0
+        c.found.size = 0
+        c.position = 0
+        status = cache.fetch(c.table, c.table.block_count + c.page, &page)
+        if status < 0:
+            return status
+        status = _collect(c, cache, page)
+        counted_release(&page.counted)
+        if status < 0:
+            return status
+        qsort(c.found.data, c.found.size // sizeof(HashEntry), sizeof(HashEntry), _by_hash)
+        c.page += 1
+    found = <HashEntry*>c.found.data + c.position
+    c.position += 1
+    status = cache.fetch(c.table, found.location >> OFFSET_BITS, &c.block)
+    if status < 0:
+        return status
+    status = entry_at(c.table, c.block, found.location, &e)
+    if status < 0:
+        return status
+    c.key = e.key
     c.value = e.value
     c.removed = e.removed
+    c.key_hash = found.hash
     return 1
-
-
-cdef int _open_next_block(TableCursor* c, BlockCache cache) noexcept nogil:
-    """Stand before the first entry of the next block: 1, or 0 behind the last block."""
-    cdef BlockHandle handle
-    cdef int status
-    _let_go(c)
-    c.index_position += 1
-    if c.index_position >= c.table.index.restarts:
-        return 0
-    status = _index_handle(c.table, c.index_position, &handle)
-    if status < 0:
-        return status
-    status = cache.fetch(c.table.file, c.table.path, c.table.number, handle, &c.block)
-    if status < 0:
-        return status
-    c.rest.at = c.block.data
-    c.rest.end = c.block.data + c.block.entries_size
-    c.rest.failed = False
-    c.key.size = 0
-    return 1
-
-
-cdef int table_cursor_next(TableCursor* c, BlockCache cache) noexcept nogil:
-    cdef TableEntry e
-    cdef int status
-    if c.block == NULL:
-        return 0
-    while c.rest.at == c.rest.end:
-        status = _open_next_block(c, cache)
-        if status <= 0:
-            return status
-    if not decode_entry(&c.rest, &e):
-        return _damaged(c.table, c.block)
-    return _take(c, &e)
-
-
-cdef int table_cursor_seek(TableCursor* c, BlockCache cache, Slice key) noexcept nogil:
-    cdef size_t restart = 0
-    cdef TableEntry e
-    cdef int status
-    _let_go(c)
-    if slice_compare(key, c.table.largest) > 0:
-        return 0
-    status = _block_for(c.table, cache, key, &c.index_position, &c.block)
-    if status < 0:
-        return status
-    status = _last_restart_until(c.table, c.block, key, &restart)
-    if status < 0:
-        return status
-    if not decode_restart(c.block, restart if status == 1 else 0, &c.rest, &e):
-        return _damaged(c.table, c.block)
-    c.key.size = 0
-    # An empty key too is to have an address.
-    if buffer_reserve(&c.key, KEY_ROOM) < 0:
-        return Status.ERR_MEMORY
-    status = _take(c, &e)
-    while status == 1 and slice_compare(buffer_slice(&c.key), key) < 0:
-        status = table_cursor_next(c, cache)
-    return status

@@ -1,11 +1,7 @@
 """Write side of table files: entries become blocks, blocks become a file."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-import zstandard
-
-from everwrite.bloom cimport bloom_add, bloom_size
 from everwrite.checksum cimport crc32c
 from everwrite.coding cimport (
     Buffer,
@@ -13,18 +9,19 @@ from everwrite.coding cimport (
     buffer_free,
     buffer_init,
     buffer_slice,
-    load_u64,
     put_bytes,
     put_slice,
     put_u8,
+    put_u16,
     put_u32,
     put_u64,
     put_varint,
     slice_of,
 )
-from everwrite.compression cimport compress
+from everwrite.compression cimport Zstd
 from everwrite.files cimport Files, OpenMode
 from everwrite.hashing cimport hash64
+from everwrite.index_writer cimport index_add, index_arrange, index_free, index_init, index_page
 from everwrite.key_order cimport common_prefix
 from everwrite.status cimport Status, check
 from everwrite.table_format cimport (
@@ -32,38 +29,20 @@ from everwrite.table_format cimport (
     BLOCK_TARGET,
     BLOCK_TRAILER,
     BLOCK_ZSTD,
+    ENTRY_HEADER_MAX,
     FOOTER_CHECKED,
     FOOTER_SIZE,
     KEY_HASH_SEED,
-    RESTART_INTERVAL,
+    OFFSET_BITS,
     TABLE_MAGIC,
     TABLE_VERSION,
-    BlockHandle,
     block_checksum,
 )
 
 cdef enum:
     HAND_OVER_SIZE = 1 << 20
-    ENTRY_OVERHEAD = 30                # three varints at most
-
-
-cdef int _encode_entry(Buffer* into, size_t shared, Slice key, Slice value, bint removed) noexcept nogil:
-    if (
-        put_varint(into, shared) < 0
-        or put_varint(into, key.size - shared) < 0
-        or put_varint(into, (<uint64_t>value.size << 1) | removed) < 0
-        or put_bytes(into, key.data + shared, key.size - shared) < 0
-        or put_bytes(into, value.data, value.size) < 0
-    ):
-        return Status.ERR_MEMORY
-    return Status.OK
-
-
-cdef int _encode_restarts(Buffer* into, const Buffer* restarts) noexcept nogil:
-    """Close a block of entries: its restart points, then their number."""
-    if put_bytes(into, restarts.data, restarts.size) < 0 or put_u32(into, <uint32_t>(restarts.size // 4)) < 0:
-        return Status.ERR_MEMORY
-    return Status.OK
+    # What is written is sent to the device in steps: else the last sync would make everybody wait who uses it.
+    SYNC_STEP = 16 << 20
 
 
 cdef int _replace(Buffer* buffer, Slice content) noexcept nogil:
@@ -72,53 +51,59 @@ cdef int _replace(Buffer* buffer, Slice content) noexcept nogil:
 
 
 cdef class TableWriter:
-    """Writes one table file, which must not exist yet or is replaced."""
+    """Writes one table file, which must not exist yet or is replaced.
 
-    def __init__(self, Files files not None, bytes path not None, *, int level=1):
-        self.file = -1
+    `oldest_flush`, `newest_flush`: the numbers of the flushes whose entries it will hold. `level`: zstd's.
+    """
+
+    def __init__(
+        self, Files files not None, bytes path not None, uint64_t oldest_flush, uint64_t newest_flush, *, int level=1
+    ):
         self.files = files
         self.path = path
-        self.compressor = zstandard.ZstdCompressor(level=level, write_content_size=True)
+        self.oldest_flush = oldest_flush
+        self.newest_flush = newest_flush
+        self.zstd = Zstd(level=level)
         self.file = check(files.open(path, OpenMode.OPEN_FRESH))
 
     def __cinit__(self, *args, **kwargs):
         self.file = -1
         buffer_init(&self.pending)
         buffer_init(&self.block)
-        buffer_init(&self.restarts)
-        buffer_init(&self.index)
-        buffer_init(&self.index_restarts)
-        buffer_init(&self.separator)
+        buffer_init(&self.offsets)
+        buffer_init(&self.frame)
+        buffer_init(&self.directory)
         buffer_init(&self.smallest)
-        buffer_init(&self.last)
-        buffer_init(&self.hashes)
+        buffer_init(&self.largest)
+        index_init(&self.index)
 
     def __dealloc__(self):
         if self.file >= 0:
             self.files.close(self.file)
         buffer_free(&self.pending)
         buffer_free(&self.block)
-        buffer_free(&self.restarts)
-        buffer_free(&self.index)
-        buffer_free(&self.index_restarts)
-        buffer_free(&self.separator)
+        buffer_free(&self.offsets)
+        buffer_free(&self.frame)
+        buffer_free(&self.directory)
         buffer_free(&self.smallest)
-        buffer_free(&self.last)
-        buffer_free(&self.hashes)
+        buffer_free(&self.largest)
+        index_free(&self.index)
 
     def smallest_key(self):
         """The first key added."""
         return (<const char*>self.smallest.data)[:self.smallest.size] if self.smallest.size else b""
 
     def largest_key(self):
-        """The newest key added."""
-        return (<const char*>self.last.data)[:self.last.size] if self.last.size else b""
+        """The last key of a finished table."""
+        return (<const char*>self.largest.data)[:self.largest.size] if self.largest.size else b""
 
     cdef int add(self, Slice key, Slice value, bint removed) noexcept nogil:
-        cdef size_t shared = 0
+        cdef size_t at
         cdef int status
         # A large value gets a block of its own, so that reading its neighbours doesn't read it.
-        if self.block.size and self.block.size + key.size + value.size + ENTRY_OVERHEAD > BLOCK_TARGET:
+        if self.block.size and (
+            self.block.size + key.size + value.size + ENTRY_HEADER_MAX + self.offsets.size + 4 > BLOCK_TARGET
+        ):
             status = self._close_block()
             if status < 0:
                 return status
@@ -126,20 +111,21 @@ cdef class TableWriter:
             status = self._start_block(key)
             if status < 0:
                 return status
-        elif self.entries_since_restart < RESTART_INTERVAL:
-            shared = common_prefix(buffer_slice(&self.last), key, key.size)
-        if self.entries_since_restart == RESTART_INTERVAL:
-            self.entries_since_restart = 0
-        if self.entries_since_restart == 0 and put_u32(&self.restarts, <uint32_t>self.block.size) < 0:
-            return Status.ERR_MEMORY
+        at = self.block.size
         if (
-            _encode_entry(&self.block, shared, key, value, removed) < 0
-            or put_u64(&self.hashes, hash64(key, KEY_HASH_SEED)) < 0
-            or _replace(&self.last, key) < 0
-            or (self.entries == 0 and _replace(&self.smallest, key) < 0)
+            put_u16(&self.offsets, <uint16_t>at) < 0
+            or put_varint(&self.block, key.size) < 0
+            or put_varint(&self.block, (<uint64_t>value.size << 1) | removed) < 0
         ):
             return Status.ERR_MEMORY
-        self.entries_since_restart += 1
+        self.last_key_at = self.block.size
+        self.last_key_size = key.size
+        if (
+            put_bytes(&self.block, key.data, key.size) < 0
+            or put_bytes(&self.block, value.data, value.size) < 0
+            or index_add(&self.index, hash64(key, KEY_HASH_SEED), (self.blocks << OFFSET_BITS) | at) < 0
+        ):
+            return Status.ERR_MEMORY
         self.entries += 1
         self.removed += removed
         return Status.OK
@@ -147,99 +133,114 @@ cdef class TableWriter:
     cdef int _start_block(self, Slice key) noexcept nogil:
         """Choose the block's index key: the shortest that is > the key before and <= the block's first key."""
         cdef Slice separator = slice_of(key.data, 0)
-        if self.entries > 0:
-            separator.size = common_prefix(buffer_slice(&self.last), key, key.size) + 1
-        self.entries_since_restart = 0
-        return Status.ERR_MEMORY if _replace(&self.separator, separator) < 0 else Status.OK
+        if self.blocks > 0:
+            separator.size = common_prefix(buffer_slice(&self.largest), key, key.size) + 1
+        elif _replace(&self.smallest, key) < 0:
+            return Status.ERR_MEMORY
+        # The directory wants the block's size before its key, which is known only when it is closed.
+        return Status.ERR_MEMORY if _replace(&self.frame, separator) < 0 else Status.OK
 
     cdef int _close_block(self) noexcept nogil:
-        cdef BlockHandle handle
-        cdef Buffer frame
-        cdef Buffer value
+        cdef Slice separator
+        cdef uint64_t size = 0
+        cdef size_t separator_size = self.frame.size
         cdef int status
-        if _encode_restarts(&self.block, &self.restarts) < 0:
+        if (
+            _replace(&self.largest, slice_of(self.block.data + self.last_key_at, self.last_key_size)) < 0
+            or put_bytes(&self.block, self.offsets.data, self.offsets.size) < 0
+            or put_u16(&self.block, <uint16_t>(self.offsets.size // 2)) < 0
+        ):
             return Status.ERR_MEMORY
-        buffer_init(&frame)
-        buffer_init(&value)
-        status = compress(self.compressor, buffer_slice(&self.block), &frame)
-        if status == Status.OK:
-            # Decompression costs time at each read: it has to save an eighth to be worth it.
-            if frame.size <= self.block.size - self.block.size // 8:
-                status = self._write_block(buffer_slice(&frame), self.block.size, BLOCK_ZSTD, &handle)
-            else:
-                status = self._write_stored(buffer_slice(&self.block), &handle)
+        status = self.zstd.compress(buffer_slice(&self.block), &self.frame)
+        if status < 0:
+            return status
+        separator = slice_of(self.frame.data, separator_size)
+        # Decompression costs time at each read: it has to save an eighth to be worth it.
+        if self.frame.size - separator_size <= self.block.size - self.block.size // 8:
+            status = self._write_block(
+                slice_of(self.frame.data + separator_size, self.frame.size - separator_size), self.block.size,
+                BLOCK_ZSTD, &size,
+            )
+        else:
+            status = self._write_stored(buffer_slice(&self.block), &size)
         if status == Status.OK and (
-            put_varint(&value, handle.offset) < 0
-            or put_varint(&value, handle.size) < 0
-            or put_u32(&self.index_restarts, <uint32_t>self.index.size) < 0
-            or _encode_entry(&self.index, 0, buffer_slice(&self.separator), buffer_slice(&value), False) < 0
+            put_varint(&self.directory, size) < 0 or put_slice(&self.directory, separator) < 0
         ):
             status = Status.ERR_MEMORY
-        buffer_free(&frame)
-        buffer_free(&value)
+        self.blocks += 1
         self.block.size = 0
-        self.restarts.size = 0
+        self.offsets.size = 0
         return status
 
-    cdef int _write_block(self, Slice body, size_t raw_size, int kind, BlockHandle* handle) noexcept nogil:
-        cdef uint64_t offset = self.size
+    cdef int _write_block(self, Slice body, size_t content_size, int kind, uint64_t* size) noexcept nogil:
         cdef size_t start = self.pending.size
         if (
             put_bytes(&self.pending, body.data, body.size) < 0
             or put_u8(&self.pending, <uint8_t>kind) < 0
-            or put_u32(&self.pending, <uint32_t>raw_size) < 0
-            or put_u32(&self.pending, block_checksum(self.pending.data + start, body.size + 5, offset)) < 0
+            or put_u32(&self.pending, <uint32_t>content_size) < 0
+            or put_u32(&self.pending, block_checksum(self.pending.data + start, body.size + 5, self.size)) < 0
         ):
             return Status.ERR_MEMORY
-        handle.offset = offset
-        handle.size = body.size + BLOCK_TRAILER
-        self.size += handle.size
+        size[0] = body.size + BLOCK_TRAILER
+        self.size += size[0]
         return self._hand_over() if self.pending.size >= HAND_OVER_SIZE else Status.OK
 
-    cdef int _write_stored(self, Slice raw, BlockHandle* handle) noexcept nogil:
-        return self._write_block(raw, raw.size, BLOCK_STORED, handle)
+    cdef int _write_stored(self, Slice content, uint64_t* size) noexcept nogil:
+        return self._write_block(content, content.size, BLOCK_STORED, size)
 
     cdef int _hand_over(self) noexcept nogil:
         cdef int status = self.files.write(
             self.file, self.size - self.pending.size, self.pending.data, self.pending.size
         )
+        self.unsynced += self.pending.size
         self.pending.size = 0
+        if status == Status.OK and self.unsynced >= SYNC_STEP:
+            self.unsynced = 0
+            status = self.files.sync(self.file)
         return status
 
-    cdef int _write_filter(self, BlockHandle* handle) noexcept nogil:
-        cdef size_t size = bloom_size(self.entries)
-        cdef uint8_t* filter = <uint8_t*>calloc(size, 1)
-        cdef size_t i
-        cdef int status
-        if filter == NULL:
-            return Status.ERR_MEMORY
-        for i in range(self.entries):
-            bloom_add(filter, size, load_u64(self.hashes.data + 8 * i))
-        status = self._write_stored(slice_of(filter, size), handle)
-        free(filter)
-        return status
+    cdef int _write_index(self) noexcept nogil:
+        cdef uint64_t size = 0
+        cdef uint64_t i
+        cdef int status = index_arrange(&self.index, self.blocks)
+        if status < 0:
+            return status
+        for i in range(self.index.page_count):
+            status = index_page(&self.index, i)
+            if status == Status.OK:
+                status = self._write_stored(buffer_slice(&self.index.page), &size)
+            if status < 0:
+                return status
+            if put_varint(&self.directory, size) < 0:
+                return Status.ERR_MEMORY
+        return Status.OK
 
-    cdef int _write_properties(self, BlockHandle* handle) noexcept nogil:
+    cdef int _write_properties(self, uint64_t* size) noexcept nogil:
         cdef Buffer body
         cdef int status
         buffer_init(&body)
         if (
             put_varint(&body, self.entries) < 0
             or put_varint(&body, self.removed) < 0
+            or put_varint(&body, self.blocks) < 0
+            or put_varint(&body, self.oldest_flush) < 0
+            or put_varint(&body, self.newest_flush) < 0
             or put_slice(&body, buffer_slice(&self.smallest)) < 0
-            or put_slice(&body, buffer_slice(&self.last)) < 0
+            or put_slice(&body, buffer_slice(&self.largest)) < 0
         ):
             status = Status.ERR_MEMORY
         else:
-            status = self._write_stored(buffer_slice(&body), handle)
+            status = self._write_stored(buffer_slice(&body), size)
         buffer_free(&body)
         return status
 
-    cdef int _write_footer(self, const BlockHandle* handles) noexcept nogil:
+    cdef int _write_footer(self, uint64_t directory_size, uint64_t properties_size) noexcept nogil:
         cdef size_t start = self.pending.size
-        cdef int i
-        for i in range(3):
-            if put_u64(&self.pending, handles[i].offset) < 0 or put_u64(&self.pending, handles[i].size) < 0:
+        cdef int _i
+        if put_u64(&self.pending, directory_size) < 0 or put_u64(&self.pending, properties_size) < 0:
+            return Status.ERR_MEMORY
+        for _i in range(4):
+            if put_u64(&self.pending, 0) < 0:
                 return Status.ERR_MEMORY
         if (
             put_u32(&self.pending, TABLE_VERSION) < 0
@@ -251,18 +252,17 @@ cdef class TableWriter:
         return self._hand_over()
 
     cdef int finish(self) noexcept nogil:
-        cdef BlockHandle handles[3]
+        cdef uint64_t directory_size = 0
+        cdef uint64_t properties_size = 0
         cdef int status = self._close_block()
         if status == Status.OK:
-            status = _encode_restarts(&self.index, &self.index_restarts)
+            status = self._write_index()
         if status == Status.OK:
-            status = self._write_stored(buffer_slice(&self.index), &handles[0])
+            status = self._write_stored(buffer_slice(&self.directory), &directory_size)
         if status == Status.OK:
-            status = self._write_filter(&handles[1])
+            status = self._write_properties(&properties_size)
         if status == Status.OK:
-            status = self._write_properties(&handles[2])
-        if status == Status.OK:
-            status = self._write_footer(handles)
+            status = self._write_footer(directory_size, properties_size)
         if status == Status.OK:
             status = self.files.sync(self.file)
         if status == Status.OK:

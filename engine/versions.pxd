@@ -8,7 +8,7 @@ ones; whoever holds a reference to it may read all that it lists.
 
 from everwrite.files cimport Files
 from everwrite.memtable cimport Memtable
-from everwrite.table_reader cimport Table
+from everwrite.table_format cimport Table
 from everwrite.threads cimport pthread_mutex_t
 
 

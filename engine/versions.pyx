@@ -7,7 +7,8 @@ from everwrite.files cimport Files
 from everwrite.memtable cimport Memtable
 from everwrite.pins cimport counted_hold, counted_release, ew_store
 from everwrite.status cimport Status
-from everwrite.table_reader cimport Table, table_close
+from everwrite.table_format cimport Table
+from everwrite.table_reader cimport table_close
 from everwrite.threads cimport (
     pthread_mutex_destroy,
     pthread_mutex_init,

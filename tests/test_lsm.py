@@ -1,5 +1,6 @@
 """The Lsm against a dictionary: freezes, flushes, compactions, failures, crashes and reopenings at any point."""
 
+import bisect
 import random
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from everwrite import errors
 from everwrite.files import PosixFiles
 from everwrite.lsm import Lsm
+from everwrite.lsm_cursor import LsmCursor
 from everwrite.memory_files import MemoryFiles
 
 keys = st.binary(min_size=1, max_size=3) | st.sampled_from([b"x" * 30 + bytes([i]) for i in range(20)])
@@ -33,6 +35,8 @@ class LsmMachine(RuleBasedStateMachine):
         self.iterator: Iterator[tuple[bytes, bytes]] | None = None
         self.behind = b""
         self.started = False
+        self.cursor: LsmCursor | None = None
+        self.standing: bytes | None = None
 
     @rule(key=keys, value=values)
     def put(self, key: bytes, value: bytes) -> None:
@@ -58,6 +62,53 @@ class LsmMachine(RuleBasedStateMachine):
     @rule(key=keys)
     def scan(self, key: bytes) -> None:
         assert list(self.lsm.items(key)) == sorted(item for item in self.model.items() if item[0] >= key)
+
+    @rule(key=keys, steps=st.lists(st.booleans(), max_size=12), last=st.booleans(), back=st.booleans())
+    def walk_both_ways(self, key: bytes, steps: list[bool], last: bool, back: bool) -> None:
+        cursor = LsmCursor(self.lsm)
+        order = sorted(self.model)
+        if last:
+            at = len(order) - 1
+            found = cursor.last()
+        elif back:
+            at = bisect.bisect_right(order, key) - 1
+            found = cursor.seek_for_prev(key)
+        else:
+            at = bisect.bisect_left(order, key)
+            found = cursor.seek(key)
+        for forwards in steps:
+            if not 0 <= at < len(order):
+                break
+            assert found == (order[at], self.model[order[at]])
+            at += 1 if forwards else -1
+            found = cursor.next() if forwards else cursor.prev()
+        assert found == ((order[at], self.model[order[at]]) if 0 <= at < len(order) else None)
+
+    @rule(key=keys, back=st.booleans())
+    def open_cursor(self, key: bytes, back: bool) -> None:
+        self.cursor = LsmCursor(self.lsm)
+        found = self.cursor.seek_for_prev(key) if back else self.cursor.seek(key)
+        self.standing = found[0] if found else None
+
+    @precondition(lambda self: self.cursor is not None)
+    @rule(forwards=st.booleans())
+    def step_cursor(self, forwards: bool) -> None:
+        # Between the steps there are writes, freezes, flushes and compactions.
+        assert self.cursor is not None
+        found = self.cursor.next() if forwards else self.cursor.prev()
+        expected = None
+        if self.standing is not None:
+            if forwards:
+                expected = min((key for key in self.model if key > self.standing), default=None)
+            else:
+                expected = max((key for key in self.model if key < self.standing), default=None)
+        assert found == (None if expected is None else (expected, self.model[expected]))
+        self.standing = expected
+
+    @rule()
+    def compact_all(self) -> None:
+        self.lsm.compact_all()
+        assert self.lsm.statistics()["tables"] <= 1
 
     @rule()
     def freeze(self) -> None:
@@ -124,6 +175,7 @@ class LsmMachine(RuleBasedStateMachine):
 
     def reopen(self, at_least: int) -> None:
         self.iterator = None
+        self.cursor = None
         self.frozen = []
         self.lsm = Lsm(self.files, "lsm", block_cache_bytes=100_000)
         held = int(self.lsm.checkpoint or b"0")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from everwrite import errors
 from everwrite.checksum import checksum
 from everwrite.lsm import Lsm
+from everwrite.lsm_cursor import LsmCursor, table_items_by_hash
 from everwrite.memory_files import MemoryFiles
 
 TABLE = "lsm/0000000000000001.table"
@@ -36,6 +37,16 @@ def patch(files: MemoryFiles, path: str, offset: int, data: bytes) -> None:
         file.write(offset, data)
 
 
+def backwards(lsm: Lsm) -> list[tuple[bytes, bytes]]:
+    cursor = LsmCursor(lsm)
+    found = []
+    item = cursor.last()
+    while item is not None:
+        found.append(item)
+        item = cursor.prev()
+    return found
+
+
 ENTRIES = {b"key:%03d" % i: b"%d" % i * (i % 5) for i in range(60)}
 
 
@@ -49,6 +60,7 @@ def test_round_trip(entries: dict[bytes, bytes], data: st.DataObject) -> None:
     for key in data.draw(st.lists(st.binary(max_size=60))):
         assert (key in lsm) == (key in entries)
         assert list(lsm.items(key)) == sorted(item for item in entries.items() if item[0] >= key)
+    assert backwards(lsm) == sorted(entries.items(), reverse=True)
 
 
 def test_many_blocks() -> None:
@@ -57,6 +69,7 @@ def test_many_blocks() -> None:
     lsm = Lsm(store(entries), "lsm")
     assert lsm.statistics()["tables"] == 1
     assert list(lsm.items()) == sorted(entries.items())
+    assert backwards(lsm) == sorted(entries.items(), reverse=True)
     assert lsm.statistics()["cache_misses"] > 50
     for key in source.sample(sorted(entries), 2_000):
         assert lsm[key] == entries[key]
@@ -86,29 +99,118 @@ def test_reading_neighbours_of_a_large_value_does_not_read_it() -> None:
         lsm[b"b"]
 
 
-def observe(files: MemoryFiles) -> dict[bytes, bytes]:
+def random_entries(count: int, seed: int) -> dict[bytes, bytes]:
+    source = random.Random(seed)
+    return {source.randbytes(17): source.randbytes(117) for _ in range(count)}
+
+
+def test_an_absent_key_costs_a_line_of_the_index_and_hardly_ever_a_block() -> None:
+    entries = random_entries(20_000, 9)
+    files = store(entries)
+    lsm = Lsm(files, "lsm", block_cache_bytes=1 << 30)
+    present = list(entries)[:2_000]
+    for key in present:
+        assert lsm[key] == entries[key]
+    assert lsm.statistics()["cache_misses"] > 500
+    lsm = Lsm(files, "lsm", block_cache_bytes=1 << 30)
+    source = random.Random(10)
+    for _ in range(20_000):
+        assert source.randbytes(17) not in lsm
+    # 12 bits of fingerprint and ten entries in a line let one absent key in 400 read a block of the 700 there are.
+    assert lsm.statistics()["cache_misses"] < 30 + 3 * 20_000 // 400
+
+
+def test_a_table_is_little_larger_than_what_it_holds() -> None:
+    entries = random_entries(50_000, 11)
+    lsm = Lsm(store(entries), "lsm")
+    assert lsm.statistics()["table_bytes"] <= 1.12 * sum(len(key) + len(value) for key, value in entries.items())
+
+
+def test_blocks_that_shrink_are_compressed_and_others_are_not() -> None:
+    source = random.Random(12)
+    alike = {b"%05d" % i: b"the same words over and over" * 4 for i in range(10_000)}
+    sizes = sum(len(key) + len(value) for key, value in alike.items())
+    lsm = Lsm(store(alike), "lsm")
+    assert list(lsm.items()) == sorted(alike.items())
+    assert lsm.statistics()["table_bytes"] < sizes // 3
+    lsm = Lsm(store({key: source.randbytes(112) for key in alike}), "lsm")
+    assert lsm.statistics()["table_bytes"] > sizes
+
+
+def test_entries_are_found_by_ranges_of_their_hashes() -> None:
+    entries = random_entries(5_000, 13)
+    removed = list(entries)[:100]
+    lsm = Lsm(store(entries, removed), "lsm")
+    newer, older = table_items_by_hash(lsm, 0, 2**64 - 1)
+    assert {key: value for _, key, value in older} == entries
+    assert [key for _, key, _ in newer] == [key for _, key, _ in older if key in removed]
+    assert all(value is None for _, _, value in newer)
+    assert [item[0] for item in older] == sorted(item[0] for item in older)
+    found = []
+    for i in range(256):
+        found += table_items_by_hash(lsm, i << 56, (i << 56) + 2**56 - 1)[1]
+    assert found == older
+    middle = older[2_500][0]
+    assert table_items_by_hash(lsm, middle, middle)[1] == [older[2_500]]
+
+
+def test_keys_whose_hashes_begin_alike_are_all_found() -> None:
+    # Keys chosen for one line of the index overflow it by far.
+    entries = random_entries(60_000, 14)
+    lsm = Lsm(store(entries), "lsm")
+    chosen = {key: value for _, key, value in table_items_by_hash(lsm, 0, 2**64 // 300)[0]}
+    assert 100 < len(chosen) < 400
+    others = dict(list(entries.items())[:50])
+    lsm = Lsm(store(chosen | others), "lsm")
+    for key, value in (chosen | others).items():
+        assert lsm[key] == value
+    assert not any(key in lsm for key in list(entries)[50:2_000] if key not in chosen)
+
+
+def observe(files: MemoryFiles, entries: dict[bytes, bytes]) -> dict[bytes, bytes]:
     """All that can be read, by lookups and by a scan; both must agree."""
     lsm = Lsm(files, "lsm")
     found = {}
-    for key in [*ENTRIES, b"absent", b"key:0005"]:
+    for key in [*entries, b"absent", b"key:0005"]:
         if key in lsm:
             found[key] = lsm[key]
     assert dict(lsm.items()) == found
+    assert dict(backwards(Lsm(files, "lsm"))) == found
     return found
 
 
+SEVERAL_BLOCKS = {b"%d" % i: random.Random(i).randbytes(700) for i in range(12)}
+
+
+@pytest.mark.parametrize("entries", [ENTRIES, SEVERAL_BLOCKS], ids=["one block", "several"])
 @pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
-def test_every_flipped_byte_is_found(flip: int) -> None:
-    files = store(ENTRIES)
+def test_every_flipped_byte_is_found(flip: int, entries: dict[bytes, bytes]) -> None:
+    files = store(entries)
     content = files.read_file(TABLE)
     for offset, byte in enumerate(content):
         patch(files, TABLE, offset, bytes([byte ^ flip]))
         with pytest.raises(errors.CorruptionError, match=TABLE) as caught:
-            observe(files)
+            observe(files, entries)
         assert caught.value.path == TABLE
         assert caught.value.offset <= offset
         patch(files, TABLE, offset, bytes([byte]))
-    assert observe(files) == ENTRIES
+    assert observe(files, entries) == entries
+
+
+@pytest.mark.parametrize("flip", [0x01, 0xFF])
+def test_with_a_flipped_byte_each_key_reads_right_or_as_damaged(flip: int) -> None:
+    files = store(SEVERAL_BLOCKS)
+    content = files.read_file(TABLE)
+    damaged = 0
+    for offset in range(0, len(content), 7):
+        patch(files, TABLE, offset, bytes([content[offset] ^ flip]))
+        for key, value in SEVERAL_BLOCKS.items():
+            try:
+                assert Lsm(files, "lsm")[key] == value
+            except errors.CorruptionError:
+                damaged += 1
+        patch(files, TABLE, offset, content[offset : offset + 1])
+    assert damaged
 
 
 def test_every_truncation_is_found() -> None:
@@ -134,7 +236,7 @@ def test_a_newer_version_is_refused_and_left_alone() -> None:
     files = store(ENTRIES)
     content = files.read_file(TABLE)
     footer = bytearray(content[-64:])
-    footer[48] = 2
+    footer[48] = 3
     footer[52:56] = checksum(bytes(footer[:52])).to_bytes(4, "little")
     patch(files, TABLE, len(content) - 64, bytes(footer))
     before = files.read_file(TABLE)
