@@ -85,7 +85,7 @@ _find_library()
 cdef class Zstd:
     """Compresses and decompresses frames. `native=False`: through the package's Python interface in any case."""
 
-    def __init__(self, *, int level=1, bint native=True):
+    def __init__(self, int level=1, bint native=True):
         self.level = level
         self.native = native and _native
         if not self.native:
