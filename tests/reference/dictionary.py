@@ -30,7 +30,7 @@ class Operation:
     def __str__(self) -> str:
         if self.inner:
             return f"{self.verb}[{', '.join(map(str, self.inner))}]"
-        sizes = ", ".join(part.decode() if len(part) < 12 else f"{len(part)} bytes" for part in self.parts)
+        sizes = ", ".join(repr(part) if len(part) < 12 else f"{len(part)} bytes" for part in self.parts)
         return f"{self.verb} {self.key.decode()} {sizes} {self.amount or ''}".rstrip()
 
 
