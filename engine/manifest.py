@@ -13,7 +13,7 @@ from everwrite.checksum import checksum
 from everwrite.errors import CorruptionError, FormatError
 from everwrite.files import Files
 
-__all__ = ["Manifest", "TableInfo", "decode", "encode", "load", "save"]
+__all__ = ["Manifest", "TableDamage", "TableInfo", "decode", "encode", "load", "save"]
 
 MAGIC = b"EWMANIF\n"
 VERSION = 1
@@ -34,6 +34,20 @@ class TableInfo:
     removed: int
     smallest: bytes
     largest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TableDamage:
+    """What is wrong at a place of a table file, and which keys it concerns: from `first_key`, before `next_key`.
+
+    Both are None for damage of what isn't entries, `next_key` alone for the last block.
+    """
+
+    path: str
+    offset: int
+    reason: str
+    first_key: bytes | None
+    next_key: bytes | None
 
 
 @dataclass(frozen=True, slots=True)

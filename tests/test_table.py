@@ -10,7 +10,9 @@ from everwrite import errors
 from everwrite.checksum import checksum
 from everwrite.lsm import Lsm
 from everwrite.lsm_cursor import LsmCursor, table_items_by_hash
+from everwrite.manifest import TableDamage
 from everwrite.memory_files import MemoryFiles
+from everwrite.table_verify import readable_entries, table_flushes, verify_table
 
 TABLE = "lsm/0000000000000001.table"
 
@@ -264,5 +266,53 @@ def test_a_block_in_another_place_is_found() -> None:
     assert caught.value.offset == first
 
 
-def block_checksum(content: bytes, offset: int, size: int) -> bytes:
-    return checksum(offset.to_bytes(8, "little"), checksum(content[offset : offset + size - 4])).to_bytes(4, "little")
+def block_checksum(content: bytes | bytearray, offset: int, size: int) -> bytes:
+    return checksum(offset.to_bytes(8, "little"), checksum(bytes(content[offset : offset + size - 4]))).to_bytes(
+        4, "little"
+    )
+
+
+def report(files: MemoryFiles) -> list[TableDamage]:
+    with files.open_file(TABLE, "read") as file:
+        return verify_table(files, TABLE, 1, file.size())
+
+
+def test_verification_names_each_damaged_place() -> None:
+    files = store(SEVERAL_BLOCKS)
+    content = files.read_file(TABLE)
+    assert report(files) == []
+    assert dict(readable_entries(files, TABLE, 1, len(content))) == SEVERAL_BLOCKS
+    assert table_flushes(files, TABLE, 1, len(content)) == (1, 1)
+    order = sorted(SEVERAL_BLOCKS)
+    lost = set()
+    for offset in range(0, len(content), 5):
+        patch(files, TABLE, offset, bytes([content[offset] ^ 0x10]))
+        (damage,) = report(files)
+        assert damage.path == TABLE
+        assert damage.offset <= offset
+        if damage.first_key is not None:
+            left = dict(readable_entries(files, TABLE, 1, len(content)))
+            gone = [key for key in order if key not in left]
+            assert gone == [
+                key for key in order if damage.first_key <= key and (damage.next_key is None or key < damage.next_key)
+            ]
+            assert left == {key: SEVERAL_BLOCKS[key] for key in order if key in left}
+            lost.update(gone)
+        patch(files, TABLE, offset, content[offset : offset + 1])
+    assert lost == set(order)
+
+
+def test_verification_holds_the_index_against_the_entries() -> None:
+    # A page of the index with another entry's place in it, and a checksum that matches.
+    files = store(ENTRIES)
+    content = bytearray(files.read_file(TABLE))
+    directory = int.from_bytes(content[-64:-56], "little")
+    properties = int.from_bytes(content[-56:-48], "little")
+    end = len(content) - 64 - properties - directory
+    first = next(size for size in range(9, end) if bytes(content[size - 4 : size]) == block_checksum(content, 0, size))
+    content[first + 40] ^= 1
+    content[end - 4 : end] = block_checksum(content, first, end - first)
+    patch(files, TABLE, 0, bytes(content))
+    (damage,) = report(files)
+    assert damage.offset == first
+    assert "index" in damage.reason
