@@ -166,6 +166,8 @@ cdef class ElementStore:
         sum_add(&self.head.sum, element_item(&self.element, kind, name))
         # Also for an element of floors alone: the head must tell that the kind has entries.
         held = head_collection(&self.head, kind)
+        if held == NULL:
+            return Status.ERR_MEMORY
         if live and not live_before:
             held.count += 1
         elif live_before and not live:

@@ -119,6 +119,8 @@ cdef int join_head(Head* mine, const Head* theirs) noexcept nogil:
         outcome |= join_expiry(mine, theirs.expiry_dot, theirs.deadline)
     for i in range(theirs.collection_count):
         held = head_collection(mine, theirs.collections[i].kind)
+        if held == NULL:
+            return Status.ERR_MEMORY
         if dot_compare(theirs.collections[i].newest, held.newest) > 0:
             held.newest = theirs.collections[i].newest
             outcome |= Outcome.CHANGED

@@ -343,6 +343,8 @@ cdef class Keyspace(ElementStore):
             return status
         if part.flags:
             held = head_collection(&self.head, part.kind)
+            if held == NULL:
+                return Status.ERR_MEMORY
             if dot_compare(change.dot, held.newest) > 0:
                 held.newest = change.dot
         status = self.load_element(part.kind, part.name)

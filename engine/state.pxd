@@ -77,8 +77,7 @@ cdef struct Collection:
 
 cdef struct Head:
     # Invariants: rows are sorted by origin, collections by kind; the register's and expiry's dots lie inside
-    # the context; a kind with an element entry has a collection. `collections` must stay last: clearing a head
-    # leaves what lies behind `collection_count` as it is.
+    # the context; a kind with an element entry has a collection.
     bint has_register
     bint tombstone
     Dot dot                 # the register's
@@ -93,7 +92,7 @@ cdef struct Head:
     size_t size
     size_t capacity
     int collection_count
-    Collection collections[10]
+    Collection* collections  # room for one of each kind, or NULL when there is none
 
 
 cdef struct ElementDot:
@@ -114,7 +113,7 @@ cdef struct Element:
 
 cdef void head_init(Head* head) noexcept nogil
 cdef void head_free(Head* head) noexcept nogil
-cdef void head_clear(Head* head) noexcept nogil                  # keeps the row array
+cdef void head_clear(Head* head) noexcept nogil                  # keeps the arrays
 cdef int head_decode(Head* head, Slice stored) noexcept nogil    # OK, ERR_DECODE, ERR_MEMORY
 cdef int head_encode(const Head* head, Buffer* into) noexcept nogil
 cdef uint64_t head_context(const Head* head, uint64_t origin) noexcept nogil
@@ -127,7 +126,8 @@ cdef bint rows_sum(const Row* rows, size_t size, wide_t* sum, Dot* newest) noexc
 cdef int64_t saturate(wide_t value) noexcept nogil
 
 cdef const Collection* head_find(const Head* head, int kind) noexcept nogil     # NULL: never held any
-cdef Collection* head_collection(Head* head, int kind) noexcept nogil           # found or inserted
+# Found or inserted; NULL when out of memory.
+cdef Collection* head_collection(Head* head, int kind) noexcept nogil
 cdef uint64_t head_count(const Head* head, int kind) noexcept nogil             # live elements
 cdef int head_live_kinds(const Head* head) noexcept nogil                       # a mask, without the string
 cdef bint head_string_live(const Head* head) noexcept nogil

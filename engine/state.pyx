@@ -4,7 +4,7 @@ Nothing here combines two states; that is `join`'s alone.
 """
 
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove, memset
 
 from everwrite.clock cimport Dot, dot_compare
@@ -181,14 +181,16 @@ cdef void head_init(Head* head) noexcept nogil:
 
 cdef void head_free(Head* head) noexcept nogil:
     free(head.rows)
+    free(head.collections)
     memset(head, 0, sizeof(Head))
 
 
 cdef void head_clear(Head* head) noexcept nogil:
     cdef Row* rows = head.rows
     cdef size_t capacity = head.capacity
-    # Plain registers have no collections: don't pay for clearing what nobody reads.
-    memset(head, 0, <char*>&head.collections[0] - <char*>head)
+    cdef Collection* collections = head.collections
+    memset(head, 0, sizeof(Head))
+    head.collections = collections
     head.rows = rows
     head.capacity = capacity
 
@@ -210,9 +212,17 @@ cdef const Collection* head_find(const Head* head, int kind) noexcept nogil:
     return NULL
 
 
+cdef int _reserve_collections(Head* head) noexcept nogil:
+    if head.collections == NULL:
+        head.collections = <Collection*>calloc(ELEMENT_KIND_COUNT, sizeof(Collection))
+    return Status.OK if head.collections != NULL else Status.ERR_MEMORY
+
+
 cdef Collection* head_collection(Head* head, int kind) noexcept nogil:
     cdef int at = 0
     cdef int i
+    if _reserve_collections(head) < 0:
+        return NULL
     while at < head.collection_count and head.collections[at].kind < kind:
         at += 1
     if at == head.collection_count or head.collections[at].kind != kind:
@@ -244,6 +254,8 @@ cdef int _decode_collections(Head* head, Reader* r) noexcept nogil:
     cdef int i
     if count == 0 or count > ELEMENT_KIND_COUNT:
         return Status.ERR_DECODE
+    if _reserve_collections(head) < 0:
+        return Status.ERR_MEMORY
     for i in range(count):
         head.collections[i].kind = get_u8(r)
         head.collections[i].newest = _get_dot(r)
