@@ -1,0 +1,99 @@
+"""Run tests on extensions built with address and undefined-behaviour sanitizers: `python -m tests.sanitize`.
+
+Builds in a copy of the repository under `build/sanitized`, with bounds checks, and runs the tests given as arguments
+of pytest (`python -m tests.sanitize tests/test_lsm.py -m ""`); by default all tests of the engine. The exit status is
+pytest's; a finding of a sanitizer ends the run with its report.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support import ROOT
+
+COPY = ROOT / "build" / "sanitized"
+COPIED = ("engine", "server", "tests", "setup.py", "pyproject.toml")
+LIBRARIES = ("libasan.so", "libubsan.so")
+# Tests of the engine; what measures, lints, starts processes of its own kind or is about the server is left out.
+ENGINE_TESTS = (
+    *(
+        "batch",
+        "checksum",
+        "compression",
+        "crash",
+        "damage",
+        "faults",
+        "files",
+        "join_laws",
+        "limits",
+        "lsm",
+        "manifest",
+    ),
+    *("memtable", "power_loss", "reference", "resync", "simulation", "state_machine", "store", "store_edges", "table"),
+    *("type_laws", "wal", "wal_recovery", "watched_files"),
+)
+FLAGS = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
+
+
+def copy_sources() -> None:
+    """Bring the copy up to date; what hasn't changed keeps its time, so that it isn't compiled again."""
+    COPY.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        for source in [ROOT / name] if (ROOT / name).is_file() else sorted((ROOT / name).rglob("*")):
+            target = COPY / source.relative_to(ROOT)
+            if not source.is_file() or source.suffix in {".so", ".c", ".pyc"}:
+                continue
+            if target.exists() and target.read_bytes() == source.read_bytes():
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+    for target in [*(COPY / "engine").iterdir(), *(COPY / "server").iterdir()]:
+        if target.suffix not in {".so", ".c"} and target.is_file() and not (ROOT / target.relative_to(COPY)).exists():
+            target.unlink()
+
+
+def environment() -> dict[str, str]:
+    """What the build and the tests need in their environment."""
+    return {
+        **os.environ,
+        "EVERWRITE_CHECKED": "1",
+        "EVERWRITE_CFLAGS": FLAGS,
+        "EVERWRITE_LDFLAGS": "-fsanitize=address,undefined",
+    }
+
+
+def library(name: str) -> str:
+    """Where the compiler keeps a library."""
+    found = subprocess.run(["cc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return str(Path(found.stdout.strip()).resolve())
+
+
+def main() -> int:
+    copy_sources()
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=COPY, env=environment(), check=True
+    )
+    arguments = sys.argv[1:]
+    if not any(argument.startswith("tests") for argument in arguments):
+        names = [f"tests/test_{name}.py" for name in ENGINE_TESTS]
+        arguments = [*(name for name in names if (COPY / name).exists()), *arguments]
+    tested = {
+        **environment(),
+        "LD_PRELOAD": ":".join(library(name) for name in LIBRARIES),
+        # The interpreter never frees all that it holds. A child that dies by a signal is what crash tests are about.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        # With an allocator of its own, the interpreter would hide what is out of bounds.
+        "PYTHONMALLOC": "malloc",
+        "PYTHONPATH": os.pathsep.join([str(COPY / "build" / "links"), str(COPY)]),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(command, cwd=COPY, env=tested, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
