@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from everwrite.block_pool cimport BlockPool
 from everwrite.compression cimport Zstd
 from everwrite.files cimport Files
-from everwrite.table_format cimport Block, Table, TableSlots
+from everwrite.table_format cimport Block, Slot, Table, TableSlots
 
 
 # Slots for so many blocks; NULL when out of memory. `slots_close` lets the table's reference go.
@@ -22,6 +22,12 @@ cdef int entries_check(
 ) noexcept nogil
 
 
+cdef struct Resident:
+    # A cached block, and the slot that leads to it.
+    Block* block
+    Slot* slot
+
+
 cdef class BlockCache:
     # CLOCK (Corbato 1968) over a ring of blocks, which tables reach by their slots. A pinned block that is evicted
     # lives on until its pin is released.
@@ -30,7 +36,7 @@ cdef class BlockCache:
     cdef Files files
     cdef Zstd zstd
     cdef BlockPool* pool
-    cdef Block** ring
+    cdef Resident* ring
     cdef size_t count
     cdef size_t capacity
     cdef size_t hand

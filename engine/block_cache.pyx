@@ -9,6 +9,7 @@ from everwrite.coding cimport load_u32, slice_of
 from everwrite.compression cimport Zstd
 from everwrite.files cimport Files
 from everwrite.pins cimport counted_hold, counted_init, counted_release
+from everwrite.prefetch cimport prefetch_line
 from everwrite.status cimport Status, fault_corrupt
 from everwrite.table_format cimport (
     BLOCK_STORED,
@@ -29,6 +30,7 @@ from everwrite.table_format cimport (
 
 cdef enum:
     STACK_READ = 8192                  # a block of the usual size is read without asking for memory
+    LOOK_AHEAD = 8                     # slots that the hand asks the processor for
     RESERVE_SHARE = 2                  # open tables push out at most this part of the cache
 
 
@@ -47,8 +49,7 @@ cdef TableSlots* slots_new(size_t count) noexcept nogil:
 
 
 cdef void slots_close(TableSlots* slots) noexcept nogil:
-    # What is cached goes when the hand of the cache comes by: it isn't for this thread to touch.
-    slots.dead = 1
+    # What is cached goes when the hand of the cache has come by twice: it isn't for this thread to touch.
     counted_release(&slots.counted)
 
 
@@ -73,6 +74,7 @@ cdef int entries_check(
 ) noexcept nogil:
     cdef size_t found
     cdef size_t i
+    cdef unsigned largest = 0
     if size < 6:
         return fault_corrupt(path, offset, "a block has no room for an entry")
     found = entry_offset(content + size - 2, 0)
@@ -80,8 +82,9 @@ cdef int entries_check(
         return fault_corrupt(path, offset, "a block has no room for its entries")
     entries_size[0] = size - 2 - 2 * found
     for i in range(found):
-        if entry_offset(content + entries_size[0], i) >= entries_size[0]:
-            return fault_corrupt(path, offset, "an entry begins behind the entries")
+        largest = max(largest, entry_offset(content + entries_size[0], i))
+    if largest >= entries_size[0]:
+        return fault_corrupt(path, offset, "an entry begins behind the entries")
     count[0] = found
     return Status.OK
 
@@ -198,38 +201,44 @@ cdef class BlockCache:
             self._evict()
         if self.bytes + self.reserved + weight > self.limit:
             return
-        self.ring[self.count] = block
+        self.ring[self.count].block = block
+        self.ring[self.count].slot = &table.cached[number]
         self.count += 1
         self.bytes += weight
-        block.slot = &table.cached[number]
-        block.slot[0] = <Slot>block
+        table.cached[number] = <Slot>block
         block.owner = table.slots
         counted_hold(&table.slots.counted)
         counted_hold(&block.counted)
 
     cdef void _evict(self) noexcept nogil:
         """Let go of the next block that hasn't been used since the hand last passed it."""
+        cdef Resident* at
         cdef Block* block
         while True:
             if self.hand >= self.count:
                 self.hand = 0
-            block = self.ring[self.hand]
-            if not block.slot[0] & 1 or block.owner.dead:
+            at = &self.ring[self.hand]
+            if self.hand + LOOK_AHEAD < self.count:
+                prefetch_line(at[LOOK_AHEAD].slot)
+            if not at.slot[0] & 1:
                 break
-            block.slot[0] = <Slot>block
+            at.slot[0] &= ~<Slot>1
             self.hand += 1
+        block = at.block
+        at.slot[0] = 0
         # The last one takes its place, and is passed by once.
         self.count -= 1
-        self.ring[self.hand] = self.ring[self.count]
+        at[0] = self.ring[self.count]
         self.hand += 1
-        block.slot[0] = 0
+        if self.hand < self.count:
+            prefetch_line(self.ring[self.hand].block)
         self.bytes -= block_weight(block.size)
         counted_release(&block.owner.counted)
         counted_release(&block.counted)
 
     cdef int _grow(self) noexcept nogil:
         cdef size_t wanted = self.capacity * 2 if self.capacity else 64
-        cdef Block** ring = <Block**>realloc(self.ring, wanted * sizeof(void*))
+        cdef Resident* ring = <Resident*>realloc(self.ring, wanted * sizeof(Resident))
         if ring == NULL:
             return Status.ERR_MEMORY
         self.ring = ring

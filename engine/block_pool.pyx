@@ -114,7 +114,6 @@ cdef Block* block_new(BlockPool* pool, uint64_t offset, size_t size) noexcept no
     block.pool = pool
     if pool != NULL:
         counted_hold(&pool.counted)
-    block.slot = NULL
     block.owner = NULL
     block.offset = offset
     block.size = <uint32_t>size

@@ -3,7 +3,8 @@
 The processor's instruction is used where there is one, found out at run time, so that
 one wheel serves every machine of an architecture. Otherwise slicing-by-8
 (Kounavis and Berry, "Novel Table Lookup-Based Algorithms for High-Performance CRC
-Generation", 2008).
+Generation", 2008). On x86-64 three parts of long data are computed side by side and put together
+(Gopal et al., "Fast CRC Computation for iSCSI Polynomial Using CRC32 Instruction", 2011).
 """
 
 from libc.stdint cimport uint8_t, uint32_t
@@ -50,8 +51,50 @@ cdef extern from *:
     /* Inline assembly: compilers disagree on the target attribute and the intrinsics that would do the same. */
     #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
       #define EW_CRC_NATIVE_NAME "sse4.2"
+      /* The instruction takes a word each cycle, but its result only after three: three lanes run side by side. */
+      #define EW_CRC_LANES 2
+      static const size_t ew_crc_lane[EW_CRC_LANES] = {1360, 168};
+      static uint32_t ew_crc_zeros[EW_CRC_LANES][4][256];
+
+      /* What so many zero bytes behind it make of each state: linear in the state's bits. */
+      static void ew_crc_fill_lanes(void) {
+          for (int lane = 0; lane < EW_CRC_LANES; lane++)
+              for (int byte = 0; byte < 4; byte++)
+                  for (int bit = 0; bit < 8; bit++) {
+                      uint32_t crc = (uint32_t)1 << (8 * byte + bit);
+                      for (size_t i = 0; i < ew_crc_lane[lane]; i++)
+                          crc = ew_crc_table[0][crc & 0xff] ^ (crc >> 8);
+                      for (int i = 0; i < 256; i++)
+                          if (i >> bit & 1) ew_crc_zeros[lane][byte][i] ^= crc;
+                  }
+      }
+
+      static inline uint32_t ew_crc_skip(int lane, uint32_t crc) {
+          return ew_crc_zeros[lane][0][crc & 0xff] ^ ew_crc_zeros[lane][1][(crc >> 8) & 0xff]
+               ^ ew_crc_zeros[lane][2][(crc >> 16) & 0xff] ^ ew_crc_zeros[lane][3][crc >> 24];
+      }
+
       static uint32_t ew_crc_native(uint32_t crc, const uint8_t* at, size_t size) {
           uint64_t wide = (uint32_t)~crc;
+          for (int lane = 0; lane < EW_CRC_LANES; lane++) {
+              size_t length = ew_crc_lane[lane];
+              while (size >= 3 * length) {
+                  uint64_t second = 0, third = 0;
+                  for (size_t i = 0; i < length; i += 8) {
+                      uint64_t a, b, c;
+                      memcpy(&a, at + i, 8);
+                      memcpy(&b, at + length + i, 8);
+                      memcpy(&c, at + 2 * length + i, 8);
+                      __asm__("crc32q %1, %0" : "+r"(wide) : "rm"(a));
+                      __asm__("crc32q %1, %0" : "+r"(second) : "rm"(b));
+                      __asm__("crc32q %1, %0" : "+r"(third) : "rm"(c));
+                  }
+                  wide = ew_crc_skip(lane, (uint32_t)wide) ^ (uint32_t)second;
+                  wide = ew_crc_skip(lane, (uint32_t)wide) ^ (uint32_t)third;
+                  at += 3 * length;
+                  size -= 3 * length;
+              }
+          }
           while (size >= 8) {
               uint64_t word;
               memcpy(&word, at, 8);
@@ -83,20 +126,24 @@ cdef extern from *:
           }
           return ~crc;
       }
+      static void ew_crc_fill_lanes(void) {}
       static int ew_crc_have_native(void) { return (getauxval(AT_HWCAP) & (1ul << 7)) != 0; } /* HWCAP_CRC32 */
     #else
       #define EW_CRC_NATIVE_NAME "portable"
       #define ew_crc_native ew_crc_portable
+      static void ew_crc_fill_lanes(void) {}
       static int ew_crc_have_native(void) { return 0; }
     #endif
     """
     void ew_crc_fill_table() noexcept nogil
+    void ew_crc_fill_lanes() noexcept nogil
     uint32_t ew_crc_portable(uint32_t crc, const uint8_t* at, size_t size) noexcept nogil
     uint32_t ew_crc_native(uint32_t crc, const uint8_t* at, size_t size) noexcept nogil
     int ew_crc_have_native() noexcept nogil
     const char* EW_CRC_NATIVE_NAME
 
 ew_crc_fill_table()
+ew_crc_fill_lanes()
 cdef bint _native = ew_crc_have_native()
 
 # How this machine computes it: "sse4.2", "armv8" or "portable".

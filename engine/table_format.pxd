@@ -130,7 +130,13 @@ cdef extern from *:
     }
 
     static inline unsigned ew_offset(const uint8_t* offsets, size_t i) {
+    #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+        uint16_t word;
+        memcpy(&word, offsets + 2 * i, 2);
+        return word;
+    #else
         return (unsigned)offsets[2 * i] | (unsigned)offsets[2 * i + 1] << 8;
+    #endif
     }
     #endif
     """
@@ -155,19 +161,17 @@ cdef struct Block:
     # lines of the index are lines of the processor's cache.
     Counted counted
     void* pool                         # where its memory came from; NULL: malloc
-    Slot* slot                         # the place in `owner` that leads here; NULL: in no cache
-    TableSlots* owner
+    TableSlots* owner                  # whose slot leads here; NULL: in no cache
     uint64_t offset                    # in the file
     uint32_t size                      # of the content
     uint32_t count                     # entries of a data block
-    uint64_t unused                    # keeps the content where a line begins
+    uint64_t unused[2]                 # keeps the content where a line begins
 
 
 cdef struct TableSlots:
     # What is in memory of a table: data blocks, then index pages, by number. One reference is the table's, one each
     # cached block's. Serialised by the caller of the block cache.
     Counted counted
-    int dead                           # the table is closed: what is left may go
     size_t count
     Slot* slots
 

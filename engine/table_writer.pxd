@@ -22,6 +22,7 @@ cdef class TableWriter:
     cdef uint64_t oldest_flush
     cdef uint64_t newest_flush
     cdef uint64_t unsynced
+    cdef uint32_t incompressible       # blocks in a row that didn't shrink enough
     cdef Buffer pending                # bytes not yet handed to the file system
     cdef Buffer block                  # entries of the block being filled
     cdef Buffer offsets                # where they begin

@@ -43,6 +43,8 @@ cdef enum:
     HAND_OVER_SIZE = 1 << 20
     # What is written is sent to the device in steps: else the last sync would make everybody wait who uses it.
     SYNC_STEP = 16 << 20
+    ALL_TRIED = 8
+    SOME_TRIED = 16
 
 
 cdef int _replace(Buffer* buffer, Slice content) noexcept nogil:
@@ -151,12 +153,16 @@ cdef class TableWriter:
             or put_u16(&self.block, <uint16_t>(self.offsets.size // 2)) < 0
         ):
             return Status.ERR_MEMORY
-        status = self.zstd.compress(buffer_slice(&self.block), &self.frame)
-        if status < 0:
-            return status
+        # Where nothing shrinks, trying costs more than all the rest: then only some blocks are tried.
+        if self.incompressible < ALL_TRIED or self.blocks % SOME_TRIED == 0:
+            status = self.zstd.compress(buffer_slice(&self.block), &self.frame)
+            if status < 0:
+                return status
+            self.incompressible += 1
         separator = slice_of(self.frame.data, separator_size)
         # Decompression costs time at each read: it has to save an eighth to be worth it.
-        if self.frame.size - separator_size <= self.block.size - self.block.size // 8:
+        if separator_size < self.frame.size <= separator_size + self.block.size - self.block.size // 8:
+            self.incompressible = 0
             status = self._write_block(
                 slice_of(self.frame.data + separator_size, self.frame.size - separator_size), self.block.size,
                 BLOCK_ZSTD, &size,

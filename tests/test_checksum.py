@@ -1,5 +1,6 @@
 """CRC-32C against published vectors, a bitwise twin, and its two implementations against each other."""
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -62,3 +63,10 @@ def test_every_alignment_and_length() -> None:
         for stop in range(start, 64):
             expected = bitwise(data[start:stop])
             assert checksum(view[start:stop]) == checksum_portable(view[start:stop]) == expected
+
+
+@pytest.mark.parametrize("size", [503, 504, 505, 1_007, 1_008, 4_079, 4_080, 4_089, 5_000, 100_003])
+def test_both_agree_on_long_data(size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    for start in (0, 1, 0xFFFFFFFF, 0x12345678):
+        assert checksum(data, start) == checksum_portable(data, start)
