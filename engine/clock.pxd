@@ -31,6 +31,8 @@ cdef void vector_init(Vector* v) noexcept nogil
 cdef void vector_free(Vector* v) noexcept nogil
 cdef uint64_t vector_get(const Vector* v, uint64_t origin) noexcept nogil
 cdef int vector_raise(Vector* v, uint64_t origin, uint64_t timestamp) noexcept nogil   # max; -1 when out of memory
+# Take an origin back to an earlier timestamp (0: to nothing), when what came since was never shown to anybody.
+cdef void vector_lower(Vector* v, uint64_t origin, uint64_t timestamp) noexcept nogil
 cdef int vector_merge(Vector* into, const Vector* other) noexcept nogil
 cdef bint vector_covers(const Vector* v, uint64_t origin, uint64_t timestamp) noexcept nogil
 cdef int vector_compare(const Vector* a, const Vector* b) noexcept nogil

@@ -72,6 +72,17 @@ cdef int vector_raise(Vector* v, uint64_t origin, uint64_t timestamp) noexcept n
     return Status.OK
 
 
+cdef void vector_lower(Vector* v, uint64_t origin, uint64_t timestamp) noexcept nogil:
+    cdef size_t at = _lower_bound(v, origin)
+    if at >= v.size or v.dots[at].origin != origin:
+        return
+    if timestamp:
+        v.dots[at].timestamp = timestamp
+        return
+    v.size -= 1
+    memmove(&v.dots[at], &v.dots[at + 1], (v.size - at) * sizeof(Dot))
+
+
 cdef inline bint _same_origins(const Vector* a, const Vector* b) noexcept nogil:
     # Almost always so: the members of a cluster change far less often than what they write.
     cdef uint64_t differs = 0

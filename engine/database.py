@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from everwrite import access, explain
 from everwrite.clock import merge
 from everwrite.errors import LogCutError, NotAnIntegerError, OverflowError, ProtocolError
 from everwrite.files import Files
+from everwrite.mapping import StoreMapping
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 from everwrite.store import Store
+from everwrite.write_batch import WriteBatch
 
 if TYPE_CHECKING:
     from everwrite.snapshot import Snapshot
@@ -37,7 +40,8 @@ _INTEGER = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 def _key(key: object) -> bytes:
     if isinstance(key, bytes):
         return key
-    raise TypeError(f"keys, values and elements are bytes, not {type(key).__name__}")
+    hint = "encode text first, as in key.encode()" if isinstance(key, str) else "convert it with bytes(...)"
+    raise TypeError(f"keys, values and elements are bytes, not {type(key).__name__}: {hint}")
 
 
 class VersionVector(Mapping[int, int]):
@@ -64,6 +68,8 @@ class Counter:
 
     A reset takes away the increments that it has seen, and no others.
     """
+
+    WRITES = ("increment", "decrement", "reset")
 
     def __init__(self, store: Store, key: bytes) -> None:
         self._store = store
@@ -103,6 +109,8 @@ class Counter:
 
 class SetView:
     """An add-wins set of bytes: an add that a remove hadn't seen survives it. Made by `Database.set`."""
+
+    WRITES = ("add", "discard", "remove", "clear")
 
     def __init__(self, store: Store, key: bytes) -> None:
         self._store = store
@@ -155,7 +163,18 @@ class _Values(ValuesView[bytes]):
     _mapping: MapView | Database
 
     def __iter__(self) -> Iterator[bytes]:
+        if isinstance(self._mapping, Database):
+            return self._mapping.scan(keys=False)
         return (value for _, value in self._mapping.pairs())
+
+
+class _Keys(KeysView[bytes]):
+    """The keys, without a generator between the store and the caller."""
+
+    _mapping: Database
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._mapping)
 
 
 class MapView(MutableMapping[bytes, bytes]):
@@ -163,6 +182,8 @@ class MapView(MutableMapping[bytes, bytes]):
 
     Of concurrent writes of a field the newest shows; a write that a delete hadn't seen survives it.
     """
+
+    WRITES = ("__setitem__", "__delitem__", "set", "increment", "pop", "update", "setdefault", "clear")
 
     def __init__(self, store: Store, key: bytes) -> None:
         self._store = store
@@ -231,43 +252,36 @@ def _elements(store: Store, key: bytes, of: str) -> Iterator[tuple[bytes, bytes]
         start = page[-1][0] + b"\0"
 
 
-class Database(Store, MutableMapping[bytes, bytes]):
+class Database(StoreMapping, MutableMapping[bytes, bytes]):
     """An open store as a mutable mapping of bytes to bytes. Opened by `everwrite.open`.
 
     As a mapping it shows registers and counters (a counter's value is its decimal text). Sets and
     maps are reached by `set` and `map`; reading one as a value raises WrongTypeError.
+
+    >>> import tempfile, everwrite
+    >>> db = everwrite.open(tempfile.mkdtemp())
+    >>> db.put_many({b"user/1": b"Ada", b"user/2": b"Grace", b"zone": b"eu"})
+    >>> db.get_many([b"user/2", b"user/3"])
+    [b'Grace', None]
+    >>> list(db.scan(b"user/", reverse=True))
+    [(b'user/2', b'Grace'), (b'user/1', b'Ada')]
+    >>> db.put(b"session", b"open", ttl=60)
+    >>> 59 < db.ttl(b"session") <= 60
+    True
+    >>> db.persist(b"session"), db.ttl(b"session")
+    (True, None)
+    >>> db.pop(b"zone")
+    b'eu'
+    >>> db.close()
     """
-
-    def __getitem__(self, key: bytes) -> bytes:
-        value = access.get(self, _key(key))
-        if value is None:
-            raise KeyError(key)
-        return value
-
-    def __setitem__(self, key: bytes, value: bytes) -> None:
-        access.put(self, _key(key), _key(value))
-
-    def __delitem__(self, key: bytes) -> None:
-        if not access.delete(self, _key(key)):
-            raise KeyError(key)
-
-    def __contains__(self, key: object) -> bool:
-        return access.kind(self, _key(key)) == "string"
-
-    def __iter__(self) -> Iterator[bytes]:
-        for key, kind in self._keys(b""):
-            if kind == "string":
-                yield key
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __bool__(self) -> bool:
-        return any(True for _ in self)
 
     def pairs(self) -> Iterator[tuple[bytes, bytes]]:
         """What `scan` yields of all keys."""
         return self.scan()
+
+    def keys(self) -> KeysView[bytes]:
+        """A view of the keys of registers and counters, in byte order."""
+        return _Keys(self)
 
     def items(self) -> ItemsView[bytes, bytes]:
         """A view of registers and counters with their keys, in byte order of the keys."""
@@ -276,6 +290,18 @@ class Database(Store, MutableMapping[bytes, bytes]):
     def values(self) -> ValuesView[bytes]:
         """A view of the values of registers and counters, in byte order of the keys."""
         return _Values(self)
+
+    def update(self, other: Any = (), /, **named: bytes) -> None:
+        """Write many registers, as `put_many` does. Keys are bytes: keyword arguments are refused with TypeError."""
+        self.put_many(other)
+        if named:
+            _key(next(iter(named)))
+
+    def clear(self) -> None:
+        """Delete all registers and counters; sets and maps stay."""
+        keys = self.scan(values=False)
+        while chunk := list(islice(keys, _PAGE)):
+            self.delete_many(chunk)
 
     def __hash__(self) -> int:
         return id(self)
@@ -293,17 +319,9 @@ class Database(Store, MutableMapping[bytes, bytes]):
                 return
             start = page[-1][0] + b"\0"
 
-    def put(self, key: bytes, value: bytes, *, ttl: float | None = None) -> None:
-        """Write a value that expires `ttl` seconds from now (None: never), everywhere at that moment.
-
-        Raises ValueError when `ttl` is not positive.
-        """
-        deadline_ms = 0
-        if ttl is not None:
-            if not 0 < ttl < 1e15:
-                raise ValueError(f"ttl is {ttl!r}; it must be a positive number of seconds")
-            deadline_ms = self.wall_ms() + max(1, round(ttl * 1000))
-        access.put(self, _key(key), _key(value), deadline_ms)
+    def batch(self) -> WriteBatch:
+        """A batch of operations that take effect together or not at all: `with db.batch() as batch: ...`."""
+        return WriteBatch(self)
 
     def counter(self, key: bytes) -> Counter:
         """The counter at `key`; it exists from its first increment on."""
@@ -337,10 +355,6 @@ class Database(Store, MutableMapping[bytes, bytes]):
         """The HyperLogLog at `key`; it exists from its first item on."""
         return HyperLogLog(self, _key(key))
 
-    def delete(self, key: bytes) -> bool:
-        """Delete a key of any type; returns whether it existed."""
-        return access.delete(self, _key(key))
-
     def kind(self, key: bytes) -> str:
         """What `key` holds: "none", "string", "set", "map", or another of `kinds.KIND_NAMES`."""
         return access.kind(self, _key(key))
@@ -348,19 +362,6 @@ class Database(Store, MutableMapping[bytes, bytes]):
     def key_count(self) -> int:
         """How many keys of all types exist (keys past their deadline count until they are removed)."""
         return access.key_count(self)
-
-    def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Registers and counters whose key begins with `prefix`, as (key, value) in byte order.
-
-        Sees the store as it is when each page is read; writing meanwhile is allowed.
-        """
-        for key, kind in self._keys(_key(prefix)):
-            if not key.startswith(prefix):
-                return
-            if kind == "string":
-                value = access.get(self, key)
-                if value is not None:
-                    yield key, value
 
     @property
     def applied(self) -> VersionVector:

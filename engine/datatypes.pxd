@@ -7,9 +7,9 @@ with one dot, however many elements it names.
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from everwrite.atomic cimport AtomicKeyspace
 from everwrite.coding cimport Buffer, Slice
-from everwrite.keyspace cimport Keyspace
-from everwrite.state cimport KIND_MAP, KIND_NONE, KIND_SET, KIND_STRING, Element, Kind
+from everwrite.state cimport KIND_MAP, KIND_NONE, KIND_SET, KIND_STRING, Element, Head, Kind
 
 
 cdef enum SetFlag:
@@ -19,7 +19,7 @@ cdef enum SetFlag:
     SET_WANT_OLD = 8     # fill *old; WRONG_TYPE when the key holds a set or map
 
 
-cdef class TypedKeyspace(Keyspace):
+cdef class TypedKeyspace(AtomicKeyspace):
     cdef Buffer encoded_old          # the value that SET ... GET replaced
     cdef bint expired                # the key that `begin` named is past its deadline
     cdef bint absent                 # ... or holds nothing alive
@@ -50,6 +50,8 @@ cdef class TypedKeyspace(Keyspace):
     cdef int64_t op_deadline(self, Slice key) noexcept nogil
 
     cdef int op_get(self, Slice key, Slice* value) noexcept nogil          # 1, 0, ERR_WRONG_TYPE
+    # As op_get, of a decoded head that hasn't expired.
+    cdef int show_string(self, const Head* head, Slice* value) noexcept nogil
     # 1 written, 0 not (NX/XX). deadline_ms 0: none. With SET_WANT_OLD, *found tells whether *old is set.
     cdef int op_set(
         self, Slice key, Slice value, int flags, int64_t deadline_ms, Slice* old, bint* found

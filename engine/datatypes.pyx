@@ -3,6 +3,7 @@
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint64_t
 from libc.string cimport memcmp
 
+from everwrite.atomic cimport AtomicKeyspace
 from everwrite.change cimport (
     ELEMENT_TOTAL,
     ELEMENT_WRITE,
@@ -38,6 +39,7 @@ from everwrite.state cimport (
     MAX_VALUE,
     SPACE_USER,
     Element,
+    Head,
     Row,
     element_decode,
     element_key,
@@ -83,8 +85,8 @@ cdef int _next_total(const Row* row, bint reset, int64_t amount, int64_t* total)
     return _sum_checked(live, amount, &live)
 
 
-cdef class TypedKeyspace(Keyspace):
-    """Keys with types on top of `Keyspace`."""
+cdef class TypedKeyspace(AtomicKeyspace):
+    """Keys with types on top of `AtomicKeyspace`."""
 
     def __cinit__(self):
         buffer_init(&self.encoded_old)
@@ -234,7 +236,7 @@ cdef class TypedKeyspace(Keyspace):
     cdef int op_expire_at(self, Slice key, int64_t deadline_ms) noexcept nogil:
         cdef int status
         if deadline_ms <= self.clock.now_ms():
-            return self.op_delete(key)
+            return TypedKeyspace.op_delete(self, key)
         status = self.begin(key)
         if status <= 0:
             return status
@@ -267,19 +269,15 @@ cdef class TypedKeyspace(Keyspace):
     # ---- string: register and counter ----
 
     cdef int op_get(self, Slice key, Slice* value) noexcept nogil:
-        cdef int kind = self.begin(key)
-        if kind <= 0:
-            return kind
+        cdef int status = self.begin(key)
+        return status if status <= 0 else self.show_string(&self.head, value)
+
+    cdef int show_string(self, const Head* head, Slice* value) noexcept nogil:
+        cdef int kind = head_kind(head)
         if kind != Kind.KIND_STRING:
-            return Status.ERR_WRONG_TYPE
+            return Status.ERR_WRONG_TYPE if kind else 0
         return show(
-            self.head.has_register and not self.head.tombstone,
-            self.head.dot,
-            self.head.value,
-            self.head.rows,
-            self.head.size,
-            self.text,
-            value,
+            head.has_register and not head.tombstone, head.dot, head.value, head.rows, head.size, self.text, value
         )
 
     cdef int op_set(
@@ -295,7 +293,7 @@ cdef class TypedKeyspace(Keyspace):
         if flags & SetFlag.SET_WANT_OLD:
             found[0] = False
             if kind == Kind.KIND_STRING:
-                status = self.op_get(key, old)
+                status = TypedKeyspace.op_get(self, key, old)
                 if status < 0:
                     return status
                 found[0] = status == 1
@@ -326,7 +324,7 @@ cdef class TypedKeyspace(Keyspace):
         cdef int64_t total
         cdef int kind
         cdef int status
-        kind = self.op_get(key, &shown)
+        kind = TypedKeyspace.op_get(self, key, &shown)
         if kind < 0:
             return kind
         if kind and not parse_integer(shown, &current):

@@ -12,6 +12,7 @@ expired differently agree. docs/formats/digest.md has the definition.
 
 from libc.stdint cimport int64_t, uint64_t
 
+from everwrite.clock cimport Dot
 from everwrite.coding cimport Slice
 from everwrite.hashing cimport ew_fold_product, hash64
 from everwrite.state cimport (
@@ -107,6 +108,11 @@ cdef inline Sum element_item(const Element* element, int kind, Slice name) noexc
                 state, TAG_AMOUNT, <uint64_t>element.rows[i].total - <uint64_t>element.rows[i].floor_total, 0
             )
     return _as_sum(state)
+
+
+cdef inline Sum register_item(Dot dot, DigestKey state) noexcept nogil:
+    """`head_item` of a key that holds a register without a deadline, and nothing else."""
+    return _as_sum(_absorb(state, TAG_REGISTER, dot.origin, dot.timestamp))
 
 
 cdef inline Sum head_item(const Head* head, DigestKey state) noexcept nogil:

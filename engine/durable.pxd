@@ -7,8 +7,8 @@ file, and with durability `always` on the device; after a failure nothing is ser
 from libc.stdint cimport int64_t, uint64_t
 
 from everwrite.coding cimport Slice
-from everwrite.keyspace cimport pthread_mutex_t
 from everwrite.scans cimport ScannedKeyspace
+from everwrite.threads cimport pthread_mutex_t
 from everwrite.wal_reader cimport WalReader
 
 
@@ -28,6 +28,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
     cdef object identity
     cdef bint sync_always
     cdef bint closed
+    cdef bint forked                    # this is the child of a fork, whose parent has the store open
     cdef pthread_mutex_t sync_mutex     # one fdatasync at a time; taken before `mutex` never after it
     cdef uint64_t clock_bound           # no timestamp at or beyond it has been exposed
     cdef uint64_t log_keep_bytes
@@ -47,6 +48,10 @@ cdef class DurableKeyspace(ScannedKeyspace):
     # Make what was appended reach the log file, and the device when durability is `always`.
     # Call without the lock. After a failure the store stays failed: every later call returns ERR_FAILED.
     cdef int commit(self) noexcept nogil
+    # The same for a caller that holds the lock, which is let go: one acquisition for an operation and its commit.
+    cdef int commit_held(self) noexcept nogil
+    cdef int _tend(self) noexcept nogil
+    cdef void _remember_status(self, int status) noexcept nogil
     cdef int _write_log(self, bint sync) noexcept nogil
     cdef int _replay(self, WalReader reader) except -1
     cdef int _replay_frame(self, Slice payload) noexcept nogil
@@ -54,3 +59,5 @@ cdef class DurableKeyspace(ScannedKeyspace):
     cdef object _note_position(self)
     cdef int _check(self, int status) except? -1
     cdef int _checked_commit(self, int status) except? -1
+    cdef int _checked_release(self, int status) except? -1
+    cdef int _settle(self, int status, int committed) except? -1

@@ -18,17 +18,19 @@ from everwrite.scans cimport ScannedKeyspace
 from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_STATE
 from everwrite.lsm cimport Lsm
 from everwrite.status cimport Status, check, fault_corrupt
+from everwrite.threads cimport (
+    ew_recursive_mutex_init,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
 from everwrite.wal_reader cimport WalReader
 
 from everwrite.errors import ClosedError, ConfigError, CorruptionError, StorageError
 from everwrite.files import PosixFiles
 from everwrite.identity import Identity, decode_identity, encode_identity, next_identity
 from everwrite.wal_recovery import open_log
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
 
 DURABILITIES = ("always", "interval", "os")
 # A wall clock that steps sends every thread to write IDENTITY at once. One lock for all stores: it is rarely needed.
@@ -275,10 +277,11 @@ cdef class DurableKeyspace(ScannedKeyspace):
 
     def _forked(self):
         """In the child of a fork: the files are the parent's, and whoever held the locks isn't here."""
-        pthread_mutex_init(&self.mutex, NULL)
+        ew_recursive_mutex_init(&self.mutex)
         pthread_mutex_init(&self.sync_mutex, NULL)
         self.failed = Status.ERR_CLOSED
         self.closed = True
+        self.forked = True
         self.thread = None
         for snapshot in list(self.snapshots):
             snapshot._forked()
@@ -301,9 +304,30 @@ cdef class DurableKeyspace(ScannedKeyspace):
         if self.wal.end == self.wal.written and (not self.sync_always or self.wal.durable == self.wal.written):
             return Status.OK
         status = self._write_log(self.sync_always)
-        if status < 0:
+        return status if status < 0 else self._tend()
+
+    cdef int commit_held(self) noexcept nogil:
+        cdef int status = Status.ERR_FAILED if self.failed else Status.OK
+        cdef bint appended
+        if self.sync_always:
+            self.unlock()
+            return self.commit()
+        appended = status == Status.OK and not self.atomic and self.wal.end != self.wal.written
+        if appended:
+            status = self.wal.flush()
+        self.unlock()
+        if not appended:
             return status
-        if self.clock.last >= self.clock_bound or self.lsm.wants_freeze():
+        if status < 0:
+            self._remember_status(status)
+            return status
+        return self._tend()
+
+    cdef int _tend(self) noexcept nogil:
+        """After a write: what must not wait for the background thread."""
+        cdef int status = Status.OK
+        # Inside of an atomic group the memory table must stay what it is; the commit of the group comes by here.
+        if not self.atomic and (self.clock.last >= self.clock_bound or self.lsm.wants_freeze()):
             with gil:
                 try:
                     self._make_room()
@@ -325,12 +349,15 @@ cdef class DurableKeyspace(ScannedKeyspace):
                 status = self.wal.sync()
             pthread_mutex_unlock(&self.sync_mutex)
         if status < 0:
-            with gil:
-                try:
-                    check(status)
-                except BaseException as error:
-                    self._remember(error)
+            self._remember_status(status)
         return status
+
+    cdef void _remember_status(self, int status) noexcept nogil:
+        with gil:
+            try:
+                check(status)
+            except BaseException as error:
+                self._remember(error)
 
     def _remember(self, error):
         # Never retried: after a failed sync nobody knows what the device holds.
@@ -361,11 +388,25 @@ cdef class DurableKeyspace(ScannedKeyspace):
         cdef int committed
         with nogil:
             committed = self.commit()
+        return self._settle(status, committed)
+
+    cdef int _settle(self, int status, int committed) except? -1:
         self._check(status)
         self._check(committed)
-        if self.thread is None and not self.closed:
+        if self.thread is None and not self.closed and not self.atomic:
             self.maintain()
         return status
+
+    cdef int _checked_release(self, int status) except? -1:
+        """`_checked_commit` for a caller that holds the lock, which is let go here."""
+        cdef int committed
+        if self.sync_always:
+            with nogil:
+                committed = self.commit_held()
+        else:
+            # Without a wait for the device it takes less time than to let the GIL go and get it back.
+            committed = self.commit_held()
+        return self._settle(status, committed)
 
     def _make_room(self):
         if self.clock.last >= self.clock_bound:

@@ -6,10 +6,11 @@ snapshot; nothing is written through it; after `let_go`, or after the store was 
 operation answers ERR_CLOSED.
 """
 
+from everwrite.mapping cimport StoreMapping
 from everwrite.store cimport Store
 from everwrite.versions cimport PinnedVersions
 
 
-cdef class FrozenStore(Store):
+cdef class FrozenStore(StoreMapping):
     cdef Store parent
     cdef PinnedVersions pinned

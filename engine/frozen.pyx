@@ -3,6 +3,7 @@
 from everwrite.clock cimport HybridClock, vector_merge
 from everwrite.durable cimport SET_ASIDE_URGENT
 from everwrite.lsm cimport Lsm
+from everwrite.mapping cimport StoreMapping
 from everwrite.status cimport Status, check
 from everwrite.store cimport Store
 from everwrite.versions cimport PinnedVersions, pin_current
@@ -24,7 +25,7 @@ cdef Lsm _view(Lsm lsm, PinnedVersions pinned):
     return view
 
 
-cdef class FrozenStore(Store):
+cdef class FrozenStore(StoreMapping):
     """A store that shows what `parent` held when it was made. Everything that reads works on it; writes are refused.
 
     It is no store of its own: no files, no log, no threads. Let go of it with `let_go`.
@@ -93,10 +94,17 @@ cdef class FrozenStore(Store):
     cdef void lock(self) noexcept nogil:
         self.parent.lock()
 
+    cdef bint trylock(self) noexcept nogil:
+        return self.parent.trylock()
+
     cdef void unlock(self) noexcept nogil:
         self.parent.unlock()
 
     cdef int commit(self) noexcept nogil:
+        return Status.OK
+
+    cdef int commit_held(self) noexcept nogil:
+        self.unlock()
         return Status.OK
 
     cdef int _check(self, int status) except? -1:
@@ -116,3 +124,4 @@ cdef class FrozenStore(Store):
     def _forked(self):
         self.failed = Status.ERR_CLOSED
         self.closed = True
+        self.forked = True

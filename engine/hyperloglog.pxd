@@ -8,7 +8,7 @@ a write's value includes what it observed. docs/formats/state.md has the bytes a
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from everwrite.coding cimport Slice
-from everwrite.datatypes cimport TypedKeyspace
+from everwrite.quick cimport QuickKeyspace
 from everwrite.state cimport Element
 
 cdef enum:
@@ -26,7 +26,7 @@ cdef void sketch_raise(uint8_t* group, const uint8_t* packed) noexcept nogil    
 cdef int64_t sketch_count(const uint8_t* registers) noexcept nogil                 # all of them
 
 
-cdef class HyperLogLogKeyspace(TypedKeyspace):
+cdef class HyperLogLogKeyspace(QuickKeyspace):
     # Registers of the operation under way; all zero between operations.
     cdef uint8_t registers[16384]
 

@@ -6,9 +6,9 @@ from libc.string cimport memcmp, memset
 
 from everwrite.change cimport ELEMENT_WRITE
 from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, buffer_slice, put_bytes, slice_of
-from everwrite.datatypes cimport TypedKeyspace
 from everwrite.hashing cimport hash64
 from everwrite.lsm cimport LsmIterator
+from everwrite.quick cimport QuickKeyspace
 from everwrite.state cimport REGISTERS_BYTES, Kind, element_decode
 from everwrite.status cimport Status, fault_corrupt
 
@@ -111,7 +111,7 @@ cdef int64_t sketch_count(const uint8_t* registers) noexcept nogil:
     return llround(z) if z < 9.2e18 else <int64_t>9200000000000000000
 
 
-cdef class HyperLogLogKeyspace(TypedKeyspace):
+cdef class HyperLogLogKeyspace(QuickKeyspace):
     """HyperLogLog operations on keys."""
 
     cdef void _forget(self) noexcept nogil:

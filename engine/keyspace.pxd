@@ -15,11 +15,8 @@ from everwrite.elements cimport ElementStore
 from everwrite.join cimport Seen
 from everwrite.lsm cimport Pin
 from everwrite.state cimport Sum
+from everwrite.threads cimport pthread_mutex_t
 from everwrite.wal_writer cimport WalWriter
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
 
 cdef enum FrameKind:
     # The first byte of a log frame.
@@ -43,7 +40,7 @@ cdef class Keyspace(ElementStore):
     cdef uint64_t own_origin
     cdef int failed                     # sticky Status of a failure after which nothing is served
     cdef int refused                    # Status with which writes are refused while reads go on; 0: they aren't
-    cdef pthread_mutex_t mutex
+    cdef pthread_mutex_t mutex          # recursive: what runs inside an atomic group takes it again
 
     cdef Pin pin
     cdef Buffer expiry_key
@@ -63,6 +60,7 @@ cdef class Keyspace(ElementStore):
     cdef int64_t next_deadline          # no expiry is due before this; 0: unknown
 
     cdef void lock(self) noexcept nogil
+    cdef bint trylock(self) noexcept nogil                                 # whether it has the lock now
     cdef void unlock(self) noexcept nogil
     cdef uint64_t last_timestamp(self) noexcept nogil
     cdef int64_t now_ms(self) noexcept nogil

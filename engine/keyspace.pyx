@@ -70,19 +70,20 @@ from everwrite.state cimport (
     put_expiry_key,
 )
 from everwrite.status cimport Status, fault_corrupt
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
+from everwrite.threads cimport (
+    ew_recursive_mutex_init,
+    pthread_mutex_destroy,
+    pthread_mutex_lock,
+    pthread_mutex_trylock,
+    pthread_mutex_unlock,
+)
 
 
 cdef class Keyspace(ElementStore):
     """The states of all keys; `TypedKeyspace` adds the typed operations, `Store` files and threads."""
 
     def __cinit__(self):
-        pthread_mutex_init(&self.mutex, NULL)
+        ew_recursive_mutex_init(&self.mutex)
         vector_init(&self.applied)
         pin_init(&self.pin)
         buffer_init(&self.expiry_key)
@@ -103,6 +104,9 @@ cdef class Keyspace(ElementStore):
 
     cdef void lock(self) noexcept nogil:
         pthread_mutex_lock(&self.mutex)
+
+    cdef bint trylock(self) noexcept nogil:
+        return pthread_mutex_trylock(&self.mutex) == 0
 
     cdef void unlock(self) noexcept nogil:
         pthread_mutex_unlock(&self.mutex)

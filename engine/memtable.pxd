@@ -17,6 +17,7 @@ from libc.string cimport memcpy
 from everwrite.coding cimport Slice, slice_of
 from everwrite.threads cimport pthread_mutex_t
 from everwrite.pins cimport Counted
+from everwrite.undo cimport Undo
 
 
 cdef enum:
@@ -87,6 +88,7 @@ cdef struct Memtable:
     uint32_t height
     uint64_t tree_version              # changes whenever positions in the tree become stale
     pthread_mutex_t order_lock
+    Undo* undo                         # while a group of changes may still be taken back; else NULL
 
 
 cdef struct MemtableCursor:
@@ -120,4 +122,8 @@ cdef Entry* memtable_find(Memtable* t, uint64_t key_hash, Slice key) noexcept no
 cdef void memtable_prefetch_slot(Memtable* t, uint64_t key_hash) noexcept nogil
 cdef void memtable_prefetch_entry(Memtable* t, uint64_t key_hash) noexcept nogil
 cdef int memtable_put(Memtable* t, uint64_t key_hash, Slice key, Slice value) noexcept nogil
+# The same for a caller that has looked it up: `e` is what memtable_find answered. Key and value within the limits.
+cdef int memtable_put_at(Memtable* t, Entry* e, uint64_t key_hash, Slice key, Slice value) noexcept nogil
 cdef int memtable_remove(Memtable* t, uint64_t key_hash, Slice key) noexcept nogil
+# Make an entry of this table what it was: removed, or with an old value. ERR_MEMORY: nothing has changed.
+cdef int memtable_restore(Memtable* t, Entry* e, bint removed, Slice value) noexcept nogil

@@ -9,6 +9,7 @@ from everwrite.memtable_order cimport order_free
 from everwrite.pins cimport counted_init
 from everwrite.status cimport Status
 from everwrite.threads cimport pthread_mutex_destroy, pthread_mutex_init
+from everwrite.undo cimport undo_missing, undo_present, undo_reserve
 
 cdef extern from *:
     """
@@ -421,26 +422,27 @@ cdef int _put_new(Memtable* t, uint64_t key_hash, Slice key, Slice value) noexce
     cdef Entry* e
     external.data = NULL
     # An entry in the index is there for good, so whatever can fail comes first.
+    if t.undo != NULL and undo_reserve(t.undo) < 0:
+        return Status.ERR_MEMORY
     if value.size > INLINE_LIMIT and _external_make(value, &external) < 0:
         return Status.ERR_MEMORY
     e = _insert(t, key_hash, key, _slack(value.size))
     if e == NULL:
         free(external.data)
         return Status.ERR_MEMORY
+    if t.undo != NULL:
+        undo_missing(t.undo, e)
     if external.data != NULL:
         _external_attach(t, e, &external, value.size)
         return Status.OK
     return _store_value(t, e, value)
 
 
-cdef int memtable_put(Memtable* t, uint64_t key_hash, Slice key, Slice value) noexcept nogil:
-    """Set a value. ERR_TOO_LARGE or ERR_MEMORY: nothing has changed."""
-    cdef Entry* e
-    if key.size > KEY_SIZE_LIMIT or value.size > VALUE_SIZE_LIMIT:
-        return Status.ERR_TOO_LARGE
-    e = memtable_find(t, key_hash, key)
-    if e == NULL:
-        return _put_new(t, key_hash, key, value)
+cdef inline int _note(Memtable* t, Entry* e) noexcept nogil:
+    return Status.OK if t.undo == NULL else undo_present(t.undo, e, entry_removed(e), entry_value(e))
+
+
+cdef int _set_value(Memtable* t, Entry* e, Slice value) noexcept nogil:
     if _store_value(t, e, value) < 0:
         return Status.ERR_MEMORY
     if e.key_flags & ENTRY_REMOVED:
@@ -449,20 +451,53 @@ cdef int memtable_put(Memtable* t, uint64_t key_hash, Slice key, Slice value) no
     return Status.OK
 
 
-cdef int memtable_remove(Memtable* t, uint64_t key_hash, Slice key) noexcept nogil:
-    """Leave a marker that hides the key's older values, here and in the tables below."""
-    cdef Entry* e
-    if key.size > KEY_SIZE_LIMIT:
-        return Status.ERR_TOO_LARGE
-    e = memtable_find(t, key_hash, key)
-    if e == NULL:
-        e = _insert(t, key_hash, key, sizeof(ExternalValue))
-        if e == NULL:
-            return Status.ERR_MEMORY
+cdef void _set_removed(Memtable* t, Entry* e) noexcept nogil:
     if e.key_flags & ENTRY_EXTERNAL:
         _external_free(t, e)
     e.value_size = 0
     if not e.key_flags & ENTRY_REMOVED:
         e.key_flags |= ENTRY_REMOVED
         t.removed += 1
+
+
+cdef int memtable_put(Memtable* t, uint64_t key_hash, Slice key, Slice value) noexcept nogil:
+    """Set a value. ERR_TOO_LARGE or ERR_MEMORY: nothing has changed."""
+    if key.size > KEY_SIZE_LIMIT or value.size > VALUE_SIZE_LIMIT:
+        return Status.ERR_TOO_LARGE
+    return memtable_put_at(t, memtable_find(t, key_hash, key), key_hash, key, value)
+
+
+cdef int memtable_put_at(Memtable* t, Entry* e, uint64_t key_hash, Slice key, Slice value) noexcept nogil:
+    if e == NULL:
+        return _put_new(t, key_hash, key, value)
+    if _note(t, e) < 0:
+        return Status.ERR_MEMORY
+    return _set_value(t, e, value)
+
+
+cdef int memtable_remove(Memtable* t, uint64_t key_hash, Slice key) noexcept nogil:
+    """Leave a marker that hides the key's older values, here and in the tables below."""
+    cdef Entry* e
+    if key.size > KEY_SIZE_LIMIT:
+        return Status.ERR_TOO_LARGE
+    e = memtable_find(t, key_hash, key)
+    if e != NULL:
+        if _note(t, e) < 0:
+            return Status.ERR_MEMORY
+    else:
+        if t.undo != NULL and undo_reserve(t.undo) < 0:
+            return Status.ERR_MEMORY
+        e = _insert(t, key_hash, key, sizeof(ExternalValue))
+        if e == NULL:
+            return Status.ERR_MEMORY
+        if t.undo != NULL:
+            undo_missing(t.undo, e)
+    _set_removed(t, e)
+    return Status.OK
+
+
+cdef int memtable_restore(Memtable* t, Entry* e, bint removed, Slice value) noexcept nogil:
+    if not removed:
+        return _set_value(t, e, value)
+    _set_removed(t, e)
     return Status.OK

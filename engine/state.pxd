@@ -7,7 +7,7 @@ elements of its collections, which are entries of their own.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from everwrite.clock cimport Dot
-from everwrite.coding cimport Buffer, Slice
+from everwrite.coding cimport Buffer, Slice, slice_of
 
 cdef extern from *:
     # Sums of many 64-bit contributions, before they are brought back to 64 bits.
@@ -156,3 +156,18 @@ cdef size_t format_integer(int64_t value, char* into) noexcept nogil
 cdef int entry_key(Buffer* into, int space, Slice key) noexcept nogil
 cdef int element_key(Buffer* into, Slice key, int kind, Slice name) noexcept nogil
 cdef int put_expiry_key(Buffer* into, int64_t deadline, Slice key) noexcept nogil
+
+cdef enum PlainHead:
+    # How the head of a key begins that was only ever written as a register, by one origin, or deleted after that.
+    PLAIN_REGISTER = 1
+    PLAIN_TOMBSTONE = 3
+    PLAIN_BYTES = 17          # flags and dot; the value follows
+
+
+cdef inline bint head_is_plain(Slice stored) noexcept nogil:
+    """Whether a stored head is nothing but a written register: shown as it is, never expired."""
+    return stored.size >= PLAIN_BYTES and stored.data[0] == PLAIN_REGISTER
+
+
+cdef inline Slice head_plain_value(Slice stored) noexcept nogil:
+    return slice_of(stored.data + PLAIN_BYTES, stored.size - PLAIN_BYTES)

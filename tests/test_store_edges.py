@@ -241,12 +241,16 @@ def test_a_forked_child_has_a_closed_store_and_leaves_the_parents_alone(tmp_path
 
 
 def test_items_and_values_pass_over_what_is_deleted_meanwhile(db):
-    db.update({b"%d" % i: b"v" for i in range(5)})
+    db.update({b"%03d" % i: b"v" for i in range(500)})
     seen = []
     for key, value in db.items():
         seen.append((key, value))
-        db.pop(b"3", None)
-    assert seen == [(b"%d" % i, b"v") for i in (0, 1, 2, 4)]
+        # Behind the first chunk, which is read at once.
+        db.pop(b"300", None)
+    assert seen == [(b"%03d" % i, b"v") for i in range(500) if i != 300]
+    db.clear()
+    assert not db
+    db.update({b"%d" % i: b"v" for i in (0, 1, 2, 4)})
     assert len(db.items()) == 4
     assert (b"4", b"v") in db.items()
     for _ in db.values():

@@ -1,0 +1,6 @@
+from typing_extensions import disjoint_base
+
+@disjoint_base
+class Scan:
+    def __iter__(self) -> Scan: ...
+    def __next__(self) -> bytes | tuple[bytes, bytes]: ...
