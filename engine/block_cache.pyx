@@ -205,7 +205,8 @@ cdef class BlockCache:
         self.ring[self.count].slot = &table.cached[number]
         self.count += 1
         self.bytes += weight
-        table.cached[number] = <Slot>block
+        # A page of the index serves twenty times as many keys as a data block: it gets a round before it is used.
+        table.cached[number] = <Slot>block | (number >= table.block_count)
         block.owner = table.slots
         counted_hold(&table.slots.counted)
         counted_hold(&block.counted)

@@ -24,6 +24,8 @@ from everwrite.manifest import TableInfo
 TABLES_MAX = 8
 # Merged at once when there are more: wide enough that an entry isn't rewritten at every flush.
 WINDOW = 4
+# What is kept in memory of the entries of a table that is being written; 16 bytes each, twice.
+INDEX_ENTRIES = 1 << 20
 
 
 def pick_run(tables):
@@ -72,7 +74,7 @@ cdef int _copy(TableWriter writer, Merge* m, BlockCache cache, bint drop_removed
 cdef object merge_to_table(
     Files files, BlockCache cache, str path, uint64_t number, tuple flushes, Merge* m, bint drop_removed
 ):
-    cdef TableWriter writer = TableWriter(files, os.fsencode(path), *flushes)
+    cdef TableWriter writer = TableWriter(files, os.fsencode(path), *flushes, index_entries=INDEX_ENTRIES)
     cdef int status
     try:
         with nogil:

@@ -5,12 +5,13 @@ in a hash table with buckets and linear probing whose buckets are kept in order 
 tables", 1974), so that a search knows when to stop.
 """
 
-from libc.stdint cimport uint8_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
 
 from everwrite.coding cimport buffer_free, buffer_init, buffer_reserve, put_bytes, store_u64
-from everwrite.status cimport Status
+from everwrite.files cimport Files, OpenMode
+from everwrite.status cimport Status, fault_corrupt
 from everwrite.table_format cimport (
     LINE_HEADER,
     LINE_SIZE,
@@ -27,31 +28,11 @@ from everwrite.table_format cimport (
 
 cdef enum:
     READ_ROOM = 8                      # packed entries are written as words, which may reach beyond their line
+    RUN_BUFFER = 4096                  # entries that are read at once from a spilled run
+    SORT_BITS = 16                     # of the hash, for the first step of sorting
 
 
-cdef void index_init(IndexWriter* w) noexcept nogil:
-    memset(w, 0, sizeof(IndexWriter))
-    buffer_init(&w.entries)
-    buffer_init(&w.page)
-
-
-cdef void index_free(IndexWriter* w) noexcept nogil:
-    buffer_free(&w.entries)
-    buffer_free(&w.page)
-    free(w.sorted)
-    free(w.starts)
-    w.sorted = NULL
-    w.starts = NULL
-
-
-cdef int index_add(IndexWriter* w, uint64_t hash, uint64_t location) noexcept nogil:
-    cdef IndexEntry e
-    e.hash = hash
-    e.location = location
-    return Status.ERR_MEMORY if put_bytes(&w.entries, &e, sizeof(IndexEntry)) < 0 else Status.OK
-
-
-cdef void _sort_line(IndexEntry* entries, uint64_t count) noexcept nogil:
+cdef void _sort_few(IndexEntry* entries, uint64_t count) noexcept nogil:
     """Few entries, but for keys that somebody chose to share their hashes' upper bits: heapsort bounds those."""
     cdef uint64_t i
     cdef uint64_t j
@@ -97,86 +78,255 @@ cdef void _heap_sort(IndexEntry* entries, uint64_t count) noexcept nogil:
         i -= 1
 
 
-cdef int index_arrange(IndexWriter* w, uint64_t block_count) noexcept nogil:
-    cdef IndexEntry* entries = <IndexEntry*>w.entries.data
-    cdef uint64_t count = w.entries.size // sizeof(IndexEntry)
-    cdef uint64_t fraction
-    cdef uint64_t line
-    cdef uint64_t i
-    w.location_bits = index_location_bits(block_count)
-    w.line_entries = index_line_entries(<unsigned>w.location_bits)
-    w.lines = index_lines(count, <unsigned>w.line_entries)
-    w.page_count = (w.lines - 1) // PAGE_LINES + 1
-    w.sorted = <IndexEntry*>malloc(count * sizeof(IndexEntry))
-    w.starts = <uint64_t*>calloc(w.lines + 2, sizeof(uint64_t))
-    if w.sorted == NULL or w.starts == NULL:
-        return Status.ERR_MEMORY
-    # A counting sort by line: starts[line + 1] counts, then tells where to put the line's next entry.
-    for i in range(count):
-        w.starts[full_product(entries[i].hash, w.lines, &fraction) + 2] += 1
-    for i in range(2, w.lines + 2):
-        w.starts[i] += w.starts[i - 1]
-    for i in range(count):
-        line = full_product(entries[i].hash, w.lines, &fraction)
-        w.sorted[w.starts[line + 1]] = entries[i]
-        w.starts[line + 1] += 1
-    buffer_free(&w.entries)
-    for i in range(w.lines):
-        _sort_line(w.sorted + w.starts[i], w.starts[i + 1] - w.starts[i])
-    return Status.OK
+cdef inline bint _runs_before(const Run* a, const Run* b) noexcept nogil:
+    return a.at.hash < b.at.hash
 
 
-cdef int _reserve_lines(IndexWriter* w, size_t lines) noexcept nogil:
-    """Let the page have at least so many lines; new ones are empty."""
-    cdef size_t size = lines * LINE_SIZE
-    if size <= w.page.size:
-        return Status.OK
-    if buffer_reserve(&w.page, size - w.page.size + READ_ROOM) < 0:
-        return Status.ERR_MEMORY
-    memset(w.page.data + w.page.size, 0, size - w.page.size + READ_ROOM)
-    w.page.size = size
-    return Status.OK
+cdef void _sift_run(Run** heap, size_t root, size_t end) noexcept nogil:
+    cdef Run* run = heap[root]
+    cdef size_t child = 2 * root + 1
+    while child < end:
+        if child + 1 < end and _runs_before(heap[child + 1], heap[child]):
+            child += 1
+        if not _runs_before(heap[child], run):
+            break
+        heap[root] = heap[child]
+        root = child
+        child = 2 * root + 1
+    heap[root] = run
 
 
-cdef void _mark_spill(IndexWriter* w, uint64_t home, uint64_t place, uint8_t upper) noexcept nogil:
-    """An entry lies in a later line than its home: tell the lines that it passed."""
-    cdef uint8_t* line = w.page.data + home * LINE_SIZE
-    cdef uint64_t i
-    if line[1] == SPILL_NONE:
-        line[1] = SPILL_FROM + (upper if upper < 255 - SPILL_FROM else 255 - SPILL_FROM)
-    for i in range(home + 1, place):
-        w.page.data[i * LINE_SIZE + 1] = SPILL_ALL
-
-
-cdef void _put_in_line(IndexWriter* w, uint8_t* line, uint64_t fraction, uint64_t location) noexcept nogil:
-    cdef size_t at = line[0] * (w.location_bits + 4)
-    cdef uint8_t* place = line + LINE_HEADER + w.line_entries + (at >> 3)
+cdef void _put_in_line(
+    uint8_t* line, size_t line_entries, size_t location_bits, uint64_t fraction, uint64_t location
+) noexcept nogil:
+    cdef size_t at = line[0] * (location_bits + 4)
+    cdef uint8_t* place = line + LINE_HEADER + line_entries + (at >> 3)
     cdef uint64_t packed = (location << 4) | ((fraction >> 52) & 15)
     line[LINE_HEADER + line[0]] = <uint8_t>(fraction >> 56)
     store_u64(place, load_word(place) | (packed << (at & 7)))
     line[0] += 1
 
 
-cdef int index_page(IndexWriter* w, uint64_t number) noexcept nogil:
-    cdef uint64_t first = number * PAGE_LINES
-    cdef uint64_t homes = PAGE_LINES if w.lines - first > PAGE_LINES else w.lines - first
-    cdef uint64_t place = 0
-    cdef uint64_t home
-    cdef uint64_t fraction
-    cdef uint64_t i
-    w.page.size = 0
-    if _reserve_lines(w, homes) < 0:
-        return Status.ERR_MEMORY
-    for home in range(homes):
-        for i in range(w.starts[first + home], w.starts[first + home + 1]):
-            full_product(w.sorted[i].hash, w.lines, &fraction)
+cdef class IndexWriter:
+    """The index of one table. `scratch` is a file for what exceeds `capacity` entries; it is removed in the end."""
+
+    def __cinit__(self, *args):
+        self.file = -1
+        buffer_init(&self.entries)
+        buffer_init(&self.page)
+
+    def __init__(self, Files files not None, bytes scratch not None, size_t capacity):
+        self.files = files
+        self.scratch = scratch
+        self.scratch_path = scratch
+        self.capacity = capacity
+
+    def __dealloc__(self):
+        cdef size_t i
+        for i in range(self.run_count):
+            free(self.runs[i].memory)
+        free(self.runs)
+        free(self.heap)
+        buffer_free(&self.entries)
+        buffer_free(&self.page)
+        if self.file >= 0:
+            self.files.close(self.file)
+            # What stays behind is removed when the map is opened.
+            self.files.unlink(self.scratch_path)
+
+    cdef int add(self, uint64_t hash, uint64_t location) noexcept nogil:
+        cdef IndexEntry e
+        cdef int status
+        if self.entries.size >= self.capacity * sizeof(IndexEntry):
+            status = self._spill()
+            if status < 0:
+                return status
+        e.hash = hash
+        e.location = location
+        self.count += 1
+        return Status.ERR_MEMORY if put_bytes(&self.entries, &e, sizeof(IndexEntry)) < 0 else Status.OK
+
+    cdef int _sort(self) noexcept nogil:
+        """Sort what is in memory: a counting sort by upper bits, then the few that share those."""
+        cdef IndexEntry* entries = <IndexEntry*>self.entries.data
+        cdef uint64_t count = self.entries.size // sizeof(IndexEntry)
+        cdef uint32_t bits = 1
+        cdef uint64_t i
+        cdef uint64_t bucket
+        cdef IndexEntry* sorted
+        cdef uint64_t* starts
+        while bits < SORT_BITS and count >> (bits + 3):
+            bits += 1
+        sorted = <IndexEntry*>malloc(count * sizeof(IndexEntry))
+        starts = <uint64_t*>calloc((<size_t>1 << bits) + 2, sizeof(uint64_t))
+        if sorted == NULL or starts == NULL:
+            free(sorted)
+            free(starts)
+            return Status.ERR_MEMORY
+        # starts[b + 2] counts, then starts[b + 1] tells where to put the bucket's next entry.
+        for i in range(count):
+            starts[(entries[i].hash >> (64 - bits)) + 2] += 1
+        for i in range(2, (<size_t>1 << bits) + 2):
+            starts[i] += starts[i - 1]
+        for i in range(count):
+            bucket = entries[i].hash >> (64 - bits)
+            sorted[starts[bucket + 1]] = entries[i]
+            starts[bucket + 1] += 1
+        for i in range(<size_t>1 << bits):
+            _sort_few(sorted + starts[i], starts[i + 1] - starts[i])
+        free(starts)
+        free(self.entries.data)
+        self.entries.data = <uint8_t*>sorted
+        self.entries.capacity = count * sizeof(IndexEntry)
+        return Status.OK
+
+    cdef int _new_run(self) noexcept nogil:
+        cdef Run* runs = <Run*>realloc(self.runs, (self.run_count + 1) * sizeof(Run))
+        if runs == NULL:
+            return Status.ERR_MEMORY
+        self.runs = runs
+        memset(&runs[self.run_count], 0, sizeof(Run))
+        self.run_count += 1
+        return Status.OK
+
+    cdef int _spill(self) noexcept nogil:
+        cdef Run* run
+        cdef int status = self._sort()
+        if status == Status.OK and self.file < 0:
+            status = self.files.open(self.scratch_path, OpenMode.OPEN_FRESH)
+            if status >= 0:
+                self.file = status
+                status = Status.OK
+        if status == Status.OK:
+            status = self._new_run()
+        if status == Status.OK:
+            status = self.files.write(self.file, self.file_size, self.entries.data, self.entries.size)
+        if status < 0:
+            return status
+        run = &self.runs[self.run_count - 1]
+        run.offset = self.file_size
+        run.left = self.entries.size // sizeof(IndexEntry)
+        self.file_size += self.entries.size
+        self.entries.size = 0
+        return Status.OK
+
+    cdef int _refill(self, Run* run) noexcept nogil:
+        """Read on in a spilled run. Its bytes came from this process: what is missing is a failure of the device."""
+        cdef size_t count = RUN_BUFFER if run.left > RUN_BUFFER else run.left
+        cdef int64_t got
+        if run.memory == NULL:
+            run.memory = <IndexEntry*>malloc(RUN_BUFFER * sizeof(IndexEntry))
+            if run.memory == NULL:
+                return Status.ERR_MEMORY
+        got = self.files.read(self.file, run.offset, run.memory, count * sizeof(IndexEntry))
+        if got < 0:
+            return <int>got
+        if <uint64_t>got < count * sizeof(IndexEntry):
+            return fault_corrupt(self.scratch_path, run.offset, "the file ends within a run")
+        run.at = run.memory
+        run.end = run.memory + count
+        run.offset += got
+        run.left -= count
+        return Status.OK
+
+    cdef int arrange(self, uint64_t block_count) noexcept nogil:
+        cdef Run* run
+        cdef size_t i
+        cdef int status = self._sort()
+        if status == Status.OK:
+            status = self._new_run()
+        if status < 0:
+            return status
+        run = &self.runs[self.run_count - 1]
+        run.at = <IndexEntry*>self.entries.data
+        run.end = run.at + self.entries.size // sizeof(IndexEntry)
+        self.heap = <Run**>malloc(self.run_count * sizeof(void*))
+        if self.heap == NULL:
+            return Status.ERR_MEMORY
+        for i in range(self.run_count):
+            run = &self.runs[i]
+            if run.left > 0:
+                status = self._refill(run)
+                if status < 0:
+                    return status
+            if run.at < run.end:
+                self.heap[self.heap_size] = run
+                self.heap_size += 1
+        i = self.heap_size
+        while i > 0:
+            i -= 1
+            _sift_run(self.heap, i, self.heap_size)
+        self.location_bits = index_location_bits(block_count)
+        self.line_entries = index_line_entries(<uint32_t>self.location_bits)
+        self.lines = index_lines(self.count, <uint32_t>self.line_entries)
+        self.page_count = (self.lines - 1) // PAGE_LINES + 1
+        return Status.OK
+
+    cdef int _advance(self) noexcept nogil:
+        """Leave the entry with the smallest hash behind."""
+        cdef Run* run = self.heap[0]
+        cdef int status
+        run.at += 1
+        if run.at == run.end:
+            if run.left > 0:
+                status = self._refill(run)
+                if status < 0:
+                    return status
+            else:
+                self.heap_size -= 1
+                self.heap[0] = self.heap[self.heap_size]
+        if self.heap_size > 1:
+            _sift_run(self.heap, 0, self.heap_size)
+        return Status.OK
+
+    cdef int _reserve_lines(self, size_t lines) noexcept nogil:
+        """Let the page have at least so many lines; new ones are empty."""
+        cdef size_t size = lines * LINE_SIZE
+        if size <= self.page.size:
+            return Status.OK
+        if buffer_reserve(&self.page, size - self.page.size + READ_ROOM) < 0:
+            return Status.ERR_MEMORY
+        memset(self.page.data + self.page.size, 0, size - self.page.size + READ_ROOM)
+        self.page.size = size
+        return Status.OK
+
+    cdef void _mark_spill(self, uint64_t home, uint64_t place, unsigned upper) noexcept nogil:
+        """An entry lies in a later line than its home: tell the lines that it passed."""
+        cdef uint8_t* line = self.page.data + home * LINE_SIZE
+        cdef uint64_t i
+        if line[1] == SPILL_NONE:
+            line[1] = <uint8_t>(SPILL_FROM + (upper if upper < 255 - SPILL_FROM else 255 - SPILL_FROM))
+        for i in range(home + 1, place):
+            self.page.data[i * LINE_SIZE + 1] = SPILL_ALL
+
+    cdef int make_page(self) noexcept nogil:
+        cdef uint64_t first = self.next_page * PAGE_LINES
+        cdef uint64_t homes = PAGE_LINES if self.lines - first > PAGE_LINES else self.lines - first
+        cdef uint64_t place = 0
+        cdef uint64_t home
+        cdef uint64_t fraction = 0
+        cdef int status
+        self.next_page += 1
+        self.page.size = 0
+        if self._reserve_lines(homes) < 0:
+            return Status.ERR_MEMORY
+        while self.heap_size > 0:
+            home = full_product(self.heap[0].at.hash, self.lines, &fraction) - first
+            if home >= homes:
+                break
             if place < home:
                 place = home
-            if w.page.data[place * LINE_SIZE] == w.line_entries:
+            if self.page.data[place * LINE_SIZE] == self.line_entries:
                 place += 1
-                if _reserve_lines(w, place + 1) < 0:
+                if self._reserve_lines(place + 1) < 0:
                     return Status.ERR_MEMORY
             if place > home:
-                _mark_spill(w, home, place, <uint8_t>(fraction >> 56))
-            _put_in_line(w, w.page.data + place * LINE_SIZE, fraction, w.sorted[i].location)
-    return Status.OK
+                self._mark_spill(home, place, <unsigned>(fraction >> 56))
+            _put_in_line(
+                self.page.data + place * LINE_SIZE, self.line_entries, self.location_bits, fraction,
+                self.heap[0].at.location,
+            )
+            status = self._advance()
+            if status < 0:
+                return status
+        return Status.OK

@@ -34,6 +34,7 @@ from everwrite.compaction import pick_all, pick_run
 from everwrite.errors import ClosedError, CorruptionError
 
 _TABLE_NAME = re.compile(r"\d{16}\.table", re.ASCII)
+_SCRATCH_NAME = re.compile(r"(\d{16}\.table|manifest)\.tmp", re.ASCII)
 _MANIFEST_NAME = "manifest"
 
 
@@ -150,7 +151,7 @@ cdef class Lsm:
         """Remove what a crash has left behind: tables that no manifest came to name, or that it no longer names."""
         named = {os.path.basename(self._table_path(info.number)) for info in self.manifest.tables}
         for name in self.files.listdir(self.folder):
-            if name == _MANIFEST_NAME + ".tmp" or (_TABLE_NAME.fullmatch(name) and name not in named):
+            if _SCRATCH_NAME.fullmatch(name) or (_TABLE_NAME.fullmatch(name) and name not in named):
                 self.files.remove(self._path(name))
 
     cdef Table* _open_table(self, object info) except? NULL:

@@ -11,7 +11,7 @@ from everwrite.coding cimport (
 )
 from everwrite.files cimport Files
 from everwrite.hashing cimport hash64
-from everwrite.index_writer cimport IndexWriter, index_add, index_arrange, index_free, index_init, index_page
+from everwrite.index_writer cimport IndexWriter
 from everwrite.pins cimport counted_release
 from everwrite.status cimport Status, check, last_fault
 from everwrite.table_format cimport (
@@ -48,20 +48,20 @@ cdef class _Reading:
 
     def __cinit__(self, *args):
         buffer_init(&self.last)
-        index_init(&self.index)
 
     def __init__(self, Files files not None, path, uint64_t number, uint64_t size):
         cdef bytes raw = os.fsencode(path)
         self.path = os.fsdecode(path)
         self.files = files
         self.cache = BlockCache(files, 0, bypass=True)
+        # The file may lie where nothing can be written: all is kept in memory.
+        self.index = IndexWriter(files, raw, <size_t>1 << 48)
         check(table_open(files, raw, number, size, &self.table))
 
     def __dealloc__(self):
         if self.table != NULL:
             table_close(self.files, self.table)
         buffer_free(&self.last)
-        index_free(&self.index)
 
     cdef object _next_key(self, size_t number):
         return _bytes(table_separator(self.table, number + 1)) if number + 1 < self.table.block_count else None
@@ -108,11 +108,9 @@ cdef class _Reading:
     cdef int note(self, size_t number, const Block* block, size_t i, const TableEntry* e) except -1:
         cdef uint64_t begin = entry_offset(block_data(block) + block.size - 2 - 2 * <size_t>block.count, i)
         self.last.size = 0
-        if (
-            put_bytes(&self.last, e.key.data, e.key.size) < 0
-            or index_add(&self.index, hash64(e.key, KEY_HASH_SEED), (<uint64_t>number << OFFSET_BITS) | begin) < 0
-        ):
+        if put_bytes(&self.last, e.key.data, e.key.size) < 0:
             raise MemoryError
+        check(self.index.add(hash64(e.key, KEY_HASH_SEED), (<uint64_t>number << OFFSET_BITS) | begin))
         self.entries += 1
         self.removed += e.removed
         return 0
@@ -144,6 +142,10 @@ cdef class _Reading:
         cdef Block* page
         cdef int status
         cdef size_t place = self.table.block_count + number
+        if compare:
+            with nogil:
+                status = self.index.make_page()
+            check(status)
         with nogil:
             status = self.cache.load(self.table, place, &page)
         if status < 0:
@@ -151,9 +153,6 @@ cdef class _Reading:
         try:
             if not compare:
                 return None
-            with nogil:
-                status = index_page(&self.index, number)
-            check(status)
             if page.size != self.index.page.size or memcmp(block_data(page), self.index.page.data, page.size) != 0:
                 return self.damage(
                     self.table.offsets[place], "a page of the hash index doesn't match the entries", None, None
@@ -184,7 +183,7 @@ cdef class _Reading:
             whole = not found
         if whole:
             with nogil:
-                status = index_arrange(&self.index, self.table.block_count)
+                status = self.index.arrange(self.table.block_count)
             check(status)
         for i in range(self.table.page_count):
             damage = self.check_page(i, whole)

@@ -21,7 +21,7 @@ from everwrite.coding cimport (
 from everwrite.compression cimport Zstd
 from everwrite.files cimport Files, OpenMode
 from everwrite.hashing cimport hash64
-from everwrite.index_writer cimport index_add, index_arrange, index_free, index_init, index_page
+from everwrite.index_writer cimport IndexWriter
 from everwrite.key_order cimport common_prefix
 from everwrite.status cimport Status, check
 from everwrite.table_format cimport (
@@ -55,17 +55,20 @@ cdef int _replace(Buffer* buffer, Slice content) noexcept nogil:
 cdef class TableWriter:
     """Writes one table file, which must not exist yet or is replaced.
 
-    `oldest_flush`, `newest_flush`: the numbers of the flushes whose entries it will hold. `level`: zstd's.
+    `oldest_flush`, `newest_flush`: the numbers of the flushes whose entries it will hold. `level`: zstd's. What the
+    index needs to know of more than `index_entries` entries is kept in a scratch file beside the table's.
     """
 
     def __init__(
-        self, Files files not None, bytes path not None, uint64_t oldest_flush, uint64_t newest_flush, *, int level=1
+        self, Files files not None, bytes path not None, uint64_t oldest_flush, uint64_t newest_flush, *, int level=1,
+        size_t index_entries=1 << 20
     ):
         self.files = files
         self.path = path
         self.oldest_flush = oldest_flush
         self.newest_flush = newest_flush
         self.zstd = Zstd(level=level)
+        self.index = IndexWriter(files, path + b".tmp", index_entries)
         self.file = check(files.open(path, OpenMode.OPEN_FRESH))
 
     def __cinit__(self, *args, **kwargs):
@@ -77,7 +80,6 @@ cdef class TableWriter:
         buffer_init(&self.directory)
         buffer_init(&self.smallest)
         buffer_init(&self.largest)
-        index_init(&self.index)
 
     def __dealloc__(self):
         if self.file >= 0:
@@ -89,7 +91,6 @@ cdef class TableWriter:
         buffer_free(&self.directory)
         buffer_free(&self.smallest)
         buffer_free(&self.largest)
-        index_free(&self.index)
 
     def smallest_key(self):
         """The first key added."""
@@ -125,12 +126,11 @@ cdef class TableWriter:
         if (
             put_bytes(&self.block, key.data, key.size) < 0
             or put_bytes(&self.block, value.data, value.size) < 0
-            or index_add(&self.index, hash64(key, KEY_HASH_SEED), (self.blocks << OFFSET_BITS) | at) < 0
         ):
             return Status.ERR_MEMORY
         self.entries += 1
         self.removed += removed
-        return Status.OK
+        return self.index.add(hash64(key, KEY_HASH_SEED), (self.blocks << OFFSET_BITS) | at)
 
     cdef int _start_block(self, Slice key) noexcept nogil:
         """Choose the block's index key: the shortest that is > the key before and <= the block's first key."""
@@ -207,12 +207,12 @@ cdef class TableWriter:
 
     cdef int _write_index(self) noexcept nogil:
         cdef uint64_t size = 0
-        cdef uint64_t i
-        cdef int status = index_arrange(&self.index, self.blocks)
+        cdef uint64_t _i
+        cdef int status = self.index.arrange(self.blocks)
         if status < 0:
             return status
-        for i in range(self.index.page_count):
-            status = index_page(&self.index, i)
+        for _i in range(self.index.page_count):
+            status = self.index.make_page()
             if status == Status.OK:
                 status = self._write_stored(buffer_slice(&self.index.page), &size)
             if status < 0:

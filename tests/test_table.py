@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everwrite import errors
+from everwrite import compaction, errors
 from everwrite.checksum import checksum
 from everwrite.lsm import Lsm
 from everwrite.lsm_cursor import LsmCursor, table_items_by_hash
@@ -154,6 +154,16 @@ def test_entries_are_found_by_ranges_of_their_hashes() -> None:
     assert found == older
     middle = older[2_500][0]
     assert table_items_by_hash(lsm, middle, middle)[1] == [older[2_500]]
+
+
+@pytest.mark.parametrize("capacity", [1, 17, 1_000])
+def test_an_index_larger_than_its_memory_is_the_same(capacity: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = random_entries(3_000, 15)
+    expected = store(entries).read_file(TABLE)
+    monkeypatch.setattr(compaction, "INDEX_ENTRIES", capacity)
+    files = store(entries)
+    assert files.read_file(TABLE) == expected
+    assert files.listdir("lsm") == ["0000000000000001.table", "manifest"]
 
 
 def test_keys_whose_hashes_begin_alike_are_all_found() -> None:
