@@ -225,7 +225,7 @@ def _presentable(value: object, names: Mapping[int, tuple[str, str]]) -> object:
         for key, item in value.items():
             if key == "origin":
                 shown |= _origin(item, names)
-            elif key == "timestamp":
+            elif key == "timestamp" or (key == "value" and isinstance(item, int)):
                 shown[key] = str(item)
             else:
                 shown[key if isinstance(key, str) else str(_text(key))] = _presentable(item, names)

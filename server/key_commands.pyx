@@ -93,6 +93,23 @@ cdef const char* _kind_name(int kind) noexcept nogil:
         return b"set"
     if kind == Kind.KIND_MAP:
         return b"hash"
+    # Types that Redis doesn't have go by the engine's names, as those of modules do; none of its commands takes them.
+    if kind == Kind.KIND_MULTI:
+        return b"multi"
+    if kind == Kind.KIND_FLAG:
+        return b"flag"
+    if kind == Kind.KIND_MAX:
+        return b"max"
+    if kind == Kind.KIND_MIN:
+        return b"min"
+    if kind == Kind.KIND_HYPERLOGLOG:
+        return b"hyperloglog"
+    if kind == Kind.KIND_BOUNDED:
+        return b"bounded counter"
+    if kind == Kind.KIND_SORTED_SET:
+        return b"sorted set"
+    if kind == Kind.KIND_SEQUENCE:
+        return b"sequence"
     return b"none"
 
 

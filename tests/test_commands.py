@@ -59,6 +59,23 @@ def fill(peer: Peer, keys: list[bytes]) -> None:
         assert peer.reply() == b"+OK\r\n"
 
 
+def test_types_that_redis_lacks_are_named_explained_and_refused(host: Serving, peer: Peer) -> None:
+    host.store.multi(b"multi").set(b"v")
+    host.store.flag(b"flag").enable()
+    host.store.max(b"max").update(-7)
+    host.store.min(b"min").update(7)
+    host.store.hyperloglog(b"hyperloglog").add(b"item")
+    for name in ("multi", "flag", "max", "min", "hyperloglog"):
+        assert peer.ask("TYPE", name) == f"+{name}\r\n".encode()
+        assert peer.ask("EXISTS", name) == b":1\r\n"
+        assert peer.ask("GET", name).startswith(b"-WRONGTYPE")
+        assert peer.ask("SADD", name, "x").startswith(b"-WRONGTYPE")
+        assert scan_all(peer, "TYPE", name) == [name.encode()]
+        assert name.encode() in peer.ask("EW.WHY", name)
+        assert peer.ask("DEL", name) == b":1\r\n"
+        assert peer.ask("TYPE", name) == b"+none\r\n"
+
+
 def test_scan_returns_every_key_once(peer: Peer) -> None:
     keys = [b"key:%05d" % number for number in range(3000)]
     fill(peer, keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from tests.reference.digest import hash64
 
@@ -39,11 +40,13 @@ def pack(group: list[int]) -> bytes:
     return sum(rank << 6 * i for i, rank in enumerate(group)).to_bytes(48, "little")
 
 
-def unpack(packed: bytes) -> list[int]:
+@lru_cache(maxsize=1 << 14)
+def unpack(packed: bytes) -> tuple[int, ...]:
     number = int.from_bytes(packed, "little")
-    return [number >> 6 * i & 63 for i in range(GROUP)]
+    return tuple([number >> 6 * i & 63 for i in range(GROUP)])
 
 
+@lru_cache(maxsize=1 << 14)
 def union(*packed: bytes) -> bytes:
     """The larger of each register; of nothing all zeros."""
     return pack([max(ranks) for ranks in zip([0] * GROUP, *map(unpack, packed), strict=True)])
@@ -51,8 +54,13 @@ def union(*packed: bytes) -> bytes:
 
 def estimate(groups: Mapping[bytes, bytes]) -> int:
     """Ertl 2017, improved raw estimator."""
+    return estimate_of(tuple(groups.values()))
+
+
+@lru_cache(maxsize=1 << 10)
+def estimate_of(groups: tuple[bytes, ...]) -> int:
     histogram = [0.0] * (RANK_MAX + 1)
-    for packed in groups.values():
+    for packed in groups:
         for rank in unpack(packed):
             histogram[rank] += 1
     histogram[0] += REGISTERS - GROUP * len(groups)
