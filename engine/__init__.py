@@ -4,9 +4,11 @@
 exchanging bytes (`Database.changes`, `Database.apply`).
 """
 
+from everwrite.backup import BackupInfo, restore
 from everwrite.database import Counter, Database, MapView, SetView, VersionVector
 from everwrite.database import open_database as open
 from everwrite.errors import (
+    BackupError,
     ClockDriftError,
     ClosedError,
     ConfigError,
@@ -26,14 +28,18 @@ from everwrite.errors import (
     WrongTypeError,
 )
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
+from everwrite.report import Damage, Report
 from everwrite.snapshot import Snapshot
 
 __all__ = [
+    "BackupError",
+    "BackupInfo",
     "ClockDriftError",
     "ClosedError",
     "ConfigError",
     "CorruptionError",
     "Counter",
+    "Damage",
     "Database",
     "EverwriteError",
     "Flag",
@@ -51,6 +57,7 @@ __all__ = [
     "PeerError",
     "ProtocolError",
     "ReadOnlyError",
+    "Report",
     "SetView",
     "Snapshot",
     "StorageError",
@@ -58,4 +65,5 @@ __all__ = [
     "VersionVector",
     "WrongTypeError",
     "open",
+    "restore",
 ]

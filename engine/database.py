@@ -17,19 +17,16 @@ import os
 import re
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from everwrite import access, explain
 from everwrite.clock import merge
 from everwrite.errors import LogCutError, NotAnIntegerError, OverflowError, ProtocolError
 from everwrite.files import Files
-from everwrite.mapping import StoreMapping
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 from everwrite.store import Store
+from everwrite.upkeep import Upkeep
 from everwrite.write_batch import WriteBatch
-
-if TYPE_CHECKING:
-    from everwrite.snapshot import Snapshot
 
 __all__ = ["Counter", "Database", "MapView", "SetView", "VersionVector", "open_database"]
 
@@ -252,7 +249,7 @@ def _elements(store: Store, key: bytes, of: str) -> Iterator[tuple[bytes, bytes]
         start = page[-1][0] + b"\0"
 
 
-class Database(StoreMapping, MutableMapping[bytes, bytes]):
+class Database(Upkeep, MutableMapping[bytes, bytes]):
     """An open store as a mutable mapping of bytes to bytes. Opened by `everwrite.open`.
 
     As a mapping it shows registers and counters (a counter's value is its decimal text). Sets and
@@ -419,12 +416,6 @@ class Database(StoreMapping, MutableMapping[bytes, bytes]):
     def last_timestamp(self) -> int:
         """The newest timestamp of this store's own updates; 0 when it made none."""
         return self.newest_timestamp
-
-    def snapshot(self) -> Snapshot:
-        """A read-only mapping of what the store holds now; see `Snapshot`. Costs the same for any amount of data."""
-        from everwrite.snapshot import Snapshot
-
-        return Snapshot(self)
 
     def why(self, key: bytes) -> dict[str, Any]:
         """What `key` shows and by which rule: see `explain.why`."""

@@ -23,9 +23,9 @@ cdef class DurableKeyspace(ScannedKeyspace):
     cdef readonly object path
     cdef readonly object durability
     cdef readonly uint64_t store_id
-    cdef object files
+    cdef readonly object files
     cdef object lock_file
-    cdef object identity
+    cdef readonly object identity
     cdef bint sync_always
     cdef bint closed
     cdef bint forked                    # this is the child of a fork, whose parent has the store open

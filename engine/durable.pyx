@@ -100,7 +100,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self.thread = _thread(self, "maintain", self.wake, 0.1)
             # Apart, so that a long compaction doesn't hold up the flush that writers may be waiting for.
             self.compaction_wake = threading.Event()
-            self.compaction_thread = _thread(self, "compact", self.compaction_wake, 1.0)
+            self.compaction_thread = _thread(self, "merge_tables", self.compaction_wake, 1.0)
             self.compaction_thread.start()
             self.thread.start()
 
@@ -167,6 +167,10 @@ cdef class DurableKeyspace(ScannedKeyspace):
         self.local_changes = self.applied_changes = self.user_change_count = 0
         self.durable_vector = vector_dict(&self.applied)
         self._extend_clock_bound()
+        if self.files.exists(self._file("BACKUP")):
+            # From here on this is a store of its own, and no backup of another one.
+            self.files.remove(self._file("BACKUP"))
+            self.files.sync_folder(self.path)
 
     cdef int _replay(self, WalReader reader) except -1:
         cdef Slice payload
@@ -472,14 +476,11 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self.lsm.flush_frozen()
             if self.compaction_wake is not None:
                 self.compaction_wake.set()
-            self._cut_log()
+            self._cut_log(self.log_keep_bytes)
 
-    def _cut_log(self):
+    def _cut_log(self, uint64_t keep_bytes):
         cdef uint64_t keep = self._flushed_position()
-        if self.wal.end > self.log_keep_bytes:
-            keep = min(keep, self.wal.end - self.log_keep_bytes)
-        else:
-            keep = 0
+        keep = min(keep, self.wal.end - keep_bytes) if self.wal.end > keep_bytes else 0
         with nogil:
             self.lock()
         try:
@@ -527,11 +528,20 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self._freeze()
         self._flush_frozen()
         if self.thread is None:
-            self.compact()
+            self.merge_tables()
 
-    def compact(self):
+    def merge_tables(self):
         """Merge table files when there are too many. Returns whether there were."""
         return bool(self.lsm.compact())
+
+    def compact_all(self, bint keep_log=False):
+        """Merge all that is held into one table; cut the log to what recovery needs, unless `keep_log`."""
+        self._check(Status.ERR_FAILED if self.failed else Status.OK)
+        self._freeze()
+        self._flush_frozen()
+        self.lsm.compact_all()
+        if not keep_log:
+            self._cut_log(0)
 
     def closing(self):
         """Whether `close` was called."""

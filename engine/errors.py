@@ -6,6 +6,7 @@ Each message names what was wrong, where, and what to do about it.
 from __future__ import annotations
 
 __all__ = [
+    "BackupError",
     "ClockDriftError",
     "ClosedError",
     "ConfigError",
@@ -68,6 +69,10 @@ class FormatError(StorageError):
 
 class LockedError(StorageError):
     """Another process (or another handle of this one) has the store open; the message says which."""
+
+
+class BackupError(StorageError):
+    """A backup or restore can't be done here: the target is there already, or the source isn't a backup."""
 
 
 class ClosedError(EverwriteError, ValueError):

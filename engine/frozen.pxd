@@ -6,6 +6,8 @@ snapshot; nothing is written through it; after `let_go`, or after the store was 
 operation answers ERR_CLOSED.
 """
 
+from libc.stdint cimport uint64_t
+
 from everwrite.mapping cimport StoreMapping
 from everwrite.store cimport Store
 from everwrite.versions cimport PinnedVersions
@@ -14,3 +16,7 @@ from everwrite.versions cimport PinnedVersions
 cdef class FrozenStore(StoreMapping):
     cdef Store parent
     cdef PinnedVersions pinned
+    cdef readonly object manifest       # of a backup: the tables of the version
+    cdef readonly object checkpoint
+    cdef readonly uint64_t log_end      # what it shows is in the log up to here
+    cdef readonly object digest_at_start

@@ -1,12 +1,18 @@
 """A frozen moment of a store; see frozen.pxd."""
 
+from dataclasses import replace
+
+from everwrite.block_cache cimport BlockCache
 from everwrite.clock cimport HybridClock, vector_merge
+from everwrite.compaction cimport merge_to_table
+from everwrite.digest cimport leaves_bytes
 from everwrite.durable cimport SET_ASIDE_URGENT
 from everwrite.lsm cimport Lsm
 from everwrite.mapping cimport StoreMapping
+from everwrite.merge_iterator cimport Merge, merge_add_memtable, merge_free, merge_init
 from everwrite.status cimport Status, check
 from everwrite.store cimport Store
-from everwrite.versions cimport PinnedVersions, pin_current
+from everwrite.versions cimport PinnedVersions, Version, pin_current
 
 from everwrite.errors import ClosedError
 
@@ -35,7 +41,36 @@ cdef class FrozenStore(StoreMapping):
         raise TypeError("a snapshot is made by Database.snapshot")
 
     @classmethod
-    def of(cls, Store parent not None):
+    def for_inspection(cls, Store parent not None):
+        """As `for_backup`, with the leaves of the digest at that moment in `digest_at_start`."""
+        return cls._with_files(parent, True)
+
+    @classmethod
+    def for_backup(cls, Store parent not None):
+        """As `of`, with what a copy needs besides: `manifest`, `checkpoint`, `identity`; durable in the log."""
+        return cls._with_files(parent, False)
+
+    @classmethod
+    def _with_files(cls, Store parent, bint with_digest):
+        cdef Lsm lsm = parent.lsm
+        cdef FrozenStore self
+        cdef int status
+        # The manifest changes a moment after the version: neither does while its lock is held.
+        with lsm.manifest_lock:
+            self = cls.of(parent, True, with_digest)
+            self.manifest = replace(lsm.manifest, next_number=lsm.next_number)
+        self.identity = parent.identity
+        with nogil:
+            status = parent._write_log(True)
+        try:
+            parent._check(status)
+        except BaseException:
+            self.let_go()
+            raise
+        return self
+
+    @classmethod
+    def of(cls, Store parent not None, bint with_checkpoint=False, bint with_digest=False):
         """Freeze `parent` as it is now. Costs the same for any amount of data.
 
         Raises ClosedError, and StorageError when the store stopped after a failure.
@@ -50,6 +85,11 @@ cdef class FrozenStore(StoreMapping):
             if parent.lsm.active.count:
                 # Without a checkpoint: many snapshots must not become many table files.
                 parent.lsm.freeze(None)
+            if with_checkpoint:
+                self.checkpoint = parent._checkpoint(parent.wal.end)
+                self.log_end = parent.wal.end
+            if with_digest:
+                self.digest_at_start = leaves_bytes(parent.leaves)
             pinned = pin_current(parent.lsm.versions)
             self.clock = HybridClock(parent.clock.max_drift_ms)
             self.clock.last = parent.clock.last
@@ -76,6 +116,28 @@ cdef class FrozenStore(StoreMapping):
         if parent.wake is not None and parent.lsm.set_aside > SET_ASIDE_URGENT:
             parent.wake.set()
         return self
+
+    def write_memory(self, str path, number):
+        """Write what no table holds yet to the table file `path`. Returns its `manifest.TableInfo`; None: nothing."""
+        cdef Version* version
+        cdef Merge merge
+        cdef size_t i
+        with nogil:
+            version = self.pinned.hold()
+        try:
+            check(merge_init(&merge, version.frozen_count))
+            try:
+                for i in range(version.frozen_count):
+                    merge_add_memtable(&merge, version.frozen[i])
+                return merge_to_table(
+                    self.files, BlockCache(self.files, 0, bypass=True), path, number, (number, number), &merge,
+                    version.table_count == 0,
+                )
+            finally:
+                merge_free(&merge)
+        finally:
+            with nogil:
+                self.pinned.release(version)
 
     def let_go(self):
         """Answer ClosedError from here on, and let go of the memory and files. Idempotent."""
@@ -122,6 +184,7 @@ cdef class FrozenStore(StoreMapping):
         """Nothing: there is nothing to commit."""
 
     def _forked(self):
+        """In the child of a fork it is closed, as the store is that it is of."""
         self.failed = Status.ERR_CLOSED
         self.closed = True
         self.forked = True

@@ -51,7 +51,8 @@ class Identity:
 def encode_identity(identity: Identity) -> bytes:
     """Magic, version, checksum, then a msgpack array of the fields."""
     payload: bytes = msgpack.packb([getattr(identity, name) for name in _FIELDS])
-    return _HEADER.pack(_MAGIC, _VERSION, checksum(payload)) + payload
+    start = _MAGIC + struct.pack("<I", _VERSION)
+    return start + struct.pack("<I", checksum(payload, checksum(start))) + payload
 
 
 def decode_identity(data: bytes, path: str) -> Identity:
@@ -59,14 +60,15 @@ def decode_identity(data: bytes, path: str) -> Identity:
     if len(data) < _HEADER.size or data[:8] != _MAGIC:
         raise CorruptionError(f"{path}: not an identity file (damaged at byte offset 0)", path=path)
     _, version, expected = _HEADER.unpack_from(data)
-    if version > _VERSION:
-        raise FormatError(f"{path}: format version {version} is newer than this release's {_VERSION}: upgrade it")
     payload = data[_HEADER.size :]
-    if checksum(payload) != expected:
+    if checksum(payload, checksum(data[:12])) != expected:
         raise CorruptionError(
-            f"{path}: checksum mismatch at byte offset {_HEADER.size}: restore the file from a backup",
-            path=path,
-            offset=_HEADER.size,
+            f"{path}: checksum mismatch at byte offset 12: restore the file from a backup", path=path, offset=12
+        )
+    if version != _VERSION:
+        raise FormatError(
+            f"{path}: an identity of format version {version}, this release knows {_VERSION}; "
+            "open it with the release that wrote it, or a newer one"
         )
     return Identity(*msgpack.unpackb(payload))
 

@@ -5,6 +5,7 @@ from typing import Self
 from typing_extensions import disjoint_base
 
 from everwrite.files import Files
+from everwrite.identity import Identity
 from everwrite.need import Need
 from everwrite.stream import Stream
 
@@ -15,6 +16,8 @@ class Store:
     path: str
     durability: str
     store_id: int
+    files: Files
+    identity: Identity
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -36,7 +39,8 @@ class Store:
     def __enter__(self) -> Self: ...
     def __exit__(self, *error: object) -> None: ...
     def maintain(self) -> None: ...
-    def compact(self) -> bool: ...
+    def merge_tables(self) -> bool: ...
+    def compact_all(self, keep_log: bool = False) -> None: ...
     @property
     def failed_with(self) -> BaseException | None: ...
     @property

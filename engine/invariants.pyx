@@ -1,0 +1,322 @@
+"""What must hold between the entries of a store, and within the frames of its log.
+
+Nothing here changes anything. Faults that can be named are returned as words, not raised.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memcmp
+
+from everwrite.change cimport Change, change_check, change_parse
+from everwrite.coding cimport (
+    Buffer,
+    Reader,
+    Slice,
+    buffer_free,
+    buffer_init,
+    get_slice,
+    get_u8,
+    get_u64,
+    get_varint,
+    put_bytes,
+    reader_left,
+    reader_of,
+    slice_of,
+)
+from everwrite.frozen cimport FrozenStore
+from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_STATE
+from everwrite.lsm cimport LsmIterator
+from everwrite.state cimport (
+    SPACE_ELEMENT,
+    SPACE_EXPIRY,
+    SPACE_SYSTEM,
+    SPACE_USER,
+    Element,
+    Head,
+    element_decode,
+    element_free,
+    element_init,
+    element_live,
+    head_count,
+    head_deadline,
+    head_decode,
+    head_find,
+    head_free,
+    head_init,
+    head_kind,
+    is_element_kind,
+)
+from everwrite.status cimport Status, check
+from everwrite.wal_format cimport WAL_FRAME_BYTES
+from everwrite.wal_reader cimport WalReader
+
+cdef enum:
+    ENTRIES_AT_ONCE = 1000       # before others get the lock
+    FAULTS_MAX = 100             # that are listed one by one
+
+cdef enum Fault:
+    NO_FAULT = 0
+    BAD_HEAD = 1
+    BAD_ELEMENT = 2
+    BAD_KEY = 3
+    NO_HEAD = 4
+    NO_COLLECTION = 5
+    WRONG_COUNT = 6
+    STRAY_DEADLINE = 7
+    UNKNOWN_SPACE = 8
+
+_FAULTS = {
+    BAD_HEAD: "its head can't be decoded",
+    BAD_ELEMENT: "an element of it can't be decoded",
+    BAD_KEY: "an entry's key is malformed",
+    NO_HEAD: "it has elements, but no head",
+    NO_COLLECTION: "it has elements of a kind that its head doesn't list",
+    WRONG_COUNT: "its head counts other live elements than there are",
+    STRAY_DEADLINE: "the index of deadlines names one that it doesn't have",
+    UNKNOWN_SPACE: "an entry of an unknown kind",
+}
+
+
+cdef class _Census:
+    """One walk over all entries: what was counted, and what was found wrong."""
+
+    cdef FrozenStore store
+    cdef list faults
+    cdef LsmIterator* it
+    cdef Head head
+    cdef Element element
+    cdef Buffer group                 # prefix of the elements that are being counted; empty: of none
+    cdef size_t group_key             # bytes of the key in it
+    cdef uint64_t group_live
+    cdef uint64_t entries
+    cdef uint64_t keys
+    cdef uint64_t deadlines           # that heads have
+    cdef uint64_t indexed_deadlines
+    cdef uint64_t claimed             # live elements by the heads' counts
+    cdef uint64_t live                # ... and by the elements
+
+    def __cinit__(self, FrozenStore store not None):
+        self.store = store
+        self.faults = []
+        head_init(&self.head)
+        element_init(&self.element)
+        buffer_init(&self.group)
+
+    def __dealloc__(self):
+        head_free(&self.head)
+        element_free(&self.element)
+        buffer_free(&self.group)
+
+    cdef void blame(self, Slice key, int fault) noexcept nogil:
+        with gil:
+            if len(self.faults) < FAULTS_MAX:
+                name = key.data[: min(key.size, <size_t>200)] if key.size else b""
+                self.faults.append(f"key {name!r}: {_FAULTS[fault]}")
+
+    cdef int check_head(self, Slice key, Slice value) noexcept nogil:
+        cdef int i
+        if head_decode(&self.head, value) < 0:
+            self.blame(slice_of(key.data + 1, key.size - 1), Fault.BAD_HEAD)
+            return Status.OK
+        for i in range(self.head.collection_count):
+            self.claimed += self.head.collections[i].count
+        if key.data[0] == SPACE_USER and head_kind(&self.head):
+            self.keys += 1
+            self.deadlines += head_deadline(&self.head) != 0
+        return Status.OK
+
+    cdef int end_group(self) noexcept nogil:
+        """All elements of one kind of one key were seen: does its head know them?"""
+        cdef Slice key = slice_of(self.group.data + 5, self.group_key)
+        cdef int kind
+        cdef int status
+        if self.group.size == 0:
+            return Status.OK
+        kind = self.group.data[self.group.size - 1]
+        status = self.store.load(SPACE_USER, key)
+        self.group.size = 0
+        if status == 0:
+            self.blame(key, Fault.NO_HEAD)
+        elif status == 1 and head_find(&self.store.head, kind) == NULL:
+            self.blame(key, Fault.NO_COLLECTION)
+        elif status == 1 and head_count(&self.store.head, kind) != self.group_live:
+            self.blame(key, Fault.WRONG_COUNT)
+        return status if status < 0 else Status.OK
+
+    cdef int check_element(self, Slice key, Slice value) noexcept nogil:
+        cdef size_t size
+        cdef size_t prefix
+        cdef int status
+        if key.size < 6:
+            self.blame(key, Fault.BAD_KEY)
+            return Status.OK
+        size = <size_t>key.data[1] << 24 | <size_t>key.data[2] << 16 | <size_t>key.data[3] << 8 | key.data[4]
+        prefix = size + 6
+        if prefix > key.size or not is_element_kind(key.data[prefix - 1]):
+            self.blame(key, Fault.BAD_KEY)
+            return Status.OK
+        if self.group.size != prefix or memcmp(self.group.data, key.data, prefix) != 0:
+            status = self.end_group()
+            if status < 0:
+                return status
+            if put_bytes(&self.group, key.data, prefix) < 0:
+                return Status.ERR_MEMORY
+            self.group_live = 0
+            self.group_key = size
+        if element_decode(&self.element, value) < 0:
+            self.blame(slice_of(key.data + 5, size), Fault.BAD_ELEMENT)
+        elif element_live(&self.element):
+            self.group_live += 1
+            self.live += 1
+        return Status.OK
+
+    cdef int check_deadline(self, Slice key) noexcept nogil:
+        cdef int64_t deadline = 0
+        cdef Slice name
+        cdef int status
+        cdef size_t i
+        if key.size < 9:
+            self.blame(key, Fault.BAD_KEY)
+            return Status.OK
+        for i in range(1, 9):
+            deadline = (deadline << 8) | key.data[i]
+        name = slice_of(key.data + 9, key.size - 9)
+        self.indexed_deadlines += 1
+        status = self.store.load(SPACE_USER, name)
+        if status == 0 or (
+            status == 1 and (not head_kind(&self.store.head) or head_deadline(&self.store.head) != deadline)
+        ):
+            self.blame(name, Fault.STRAY_DEADLINE)
+        return status if status < 0 else Status.OK
+
+    cdef int check_entry(self) noexcept nogil:
+        cdef Slice key = self.store.lsm.key(self.it)
+        cdef Slice value = self.store.lsm.value(self.it)
+        cdef int status
+        self.entries += 1
+        if key.size == 0:
+            self.blame(key, Fault.BAD_KEY)
+            return Status.OK
+        if key.data[0] == SPACE_ELEMENT:
+            return self.check_element(key, value)
+        status = self.end_group()
+        if status < 0:
+            return status
+        if key.data[0] == SPACE_SYSTEM or key.data[0] == SPACE_USER:
+            return self.check_head(key, value)
+        if key.data[0] == SPACE_EXPIRY:
+            return self.check_deadline(key)
+        self.blame(key, Fault.UNKNOWN_SPACE)
+        return Status.OK
+
+    cdef int some(self, int status) noexcept nogil:
+        """Go on from where the iterator stands, if `status` says so: 1 there is more, 0 the end, negative error."""
+        cdef size_t left = ENTRIES_AT_ONCE
+        cdef int checked
+        while status == 1 and left:
+            left -= 1
+            checked = self.check_entry()
+            if checked < 0:
+                return checked
+            status = self.store.lsm.next(self.it)
+        if status == 0:
+            checked = self.end_group()
+            if checked < 0:
+                return checked
+        return status
+
+    cdef int walk(self) except -1:
+        cdef int status
+        cdef Slice first = slice_of(<const uint8_t*>b"", 0)
+        with nogil:
+            self.store.lock()
+            self.it = self.store.lsm.iterator()
+            status = Status.ERR_MEMORY if self.it == NULL else self.store.lsm.seek(self.it, first)
+            self.store.unlock()
+        try:
+            self.store._check(status)
+            while status == 1:
+                with nogil:
+                    self.store.lock()
+                    status = Status.ERR_CLOSED if self.store.failed else self.some(status)
+                    self.store.unlock()
+                self.store._check(status)
+        finally:
+            with nogil:
+                self.store.lock()
+                if self.it != NULL:
+                    self.store.lsm.iterator_free(self.it)
+                self.store.unlock()
+        return 0
+
+
+def check_entries(FrozenStore store not None):
+    """Walk all entries: (faults as a list of words, entries seen, live keys seen).
+
+    Checked: every entry can be decoded; elements belong to a head that lists their kind and counts them; the index
+    of deadlines is exactly what the heads say; the number of live keys is what the store counts. Raises
+    CorruptionError when a table can't be read.
+    """
+    cdef _Census census = _Census(store)
+    census.walk()
+    if not census.faults:
+        for what, found, counted in (
+            ("live keys", census.keys, store.live_keys),
+            ("entries of the index of deadlines", census.indexed_deadlines, census.deadlines),
+            ("live elements", census.live, census.claimed),
+        ):
+            if found != counted:
+                census.faults.append(f"{what}: there are {found}, but {counted} are counted")
+    return census.faults, census.entries, census.keys
+
+
+cdef int _check_frame(Slice payload) noexcept nogil:
+    """OK, or ERR_DECODE."""
+    cdef Reader r = reader_of(payload)
+    cdef int kind = get_u8(&r)
+    cdef uint64_t count
+    cdef uint64_t _i
+    cdef Change change
+    if kind == FRAME_CHANGES:
+        while reader_left(&r) and not r.failed:
+            if change_parse(get_slice(&r), &change) < 0 or change_check(&change) < 0:
+                return Status.ERR_DECODE
+    elif kind == FRAME_STATE:
+        if change_parse(slice_of(r.at, reader_left(&r)), &change) < 0 or change_check(&change) < 0:
+            return Status.ERR_DECODE
+    elif kind == FRAME_CLAIM:
+        count = get_varint(&r)
+        for _i in range(count):
+            get_u64(&r)
+            get_u64(&r)
+            if r.failed:
+                break
+    else:
+        return Status.ERR_DECODE
+    return Status.ERR_DECODE if r.failed else Status.OK
+
+
+def check_frames(WalReader reader not None, uint64_t limit):
+    """Read the frames from where `reader` stands to `limit`, or to the first that is damaged.
+
+    Returns (frames seen, positions of those that are whole, but hold what isn't a frame's content).
+    Raises as `WalReader.read`; `reader.position` then stays at the damage.
+    """
+    cdef Slice payload
+    cdef uint64_t frames = 0
+    cdef int status = 1
+    malformed = []
+    while status == 1:
+        with nogil:
+            while True:
+                status = reader.next(limit, &payload)
+                if status != 1:
+                    break
+                frames += 1
+                if _check_frame(payload) < 0:
+                    status = 2
+                    break
+        if status == 2:
+            malformed.append(reader.position - payload.size - WAL_FRAME_BYTES)
+            status = 1
+    check(status)
+    return frames, malformed
