@@ -27,6 +27,7 @@ from everwrite.errors import (
     TooLargeError,
     WrongTypeError,
 )
+from everwrite.reconcile import Reconciled, sync
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 from everwrite.report import Damage, Report
 from everwrite.snapshot import Snapshot
@@ -57,6 +58,7 @@ __all__ = [
     "PeerError",
     "ProtocolError",
     "ReadOnlyError",
+    "Reconciled",
     "Report",
     "SetView",
     "Snapshot",
@@ -66,4 +68,5 @@ __all__ = [
     "WrongTypeError",
     "open",
     "restore",
+    "sync",
 ]

@@ -62,6 +62,7 @@ cdef int change_check(const Change* change) noexcept nogil           # every par
 # Of a change (or, with `state`, a full state without a dot) from outside: well-formed to the last byte?
 # *newest rises to its newest timestamp.
 cdef int change_validate(Slice body, bint state, uint64_t* newest) noexcept nogil
+cdef bint is_state(const Change* change) noexcept nogil              # a full state that no dot names
 cdef bint full_state_covers(const Change* change, Dot dot) noexcept nogil   # of a full state that is valid
 cdef int part_next(Reader* r, Part* part) noexcept nogil             # 1, 0 at the end, ERR_DECODE
 cdef Dot dot_at(const uint8_t* dots, size_t index) noexcept nogil

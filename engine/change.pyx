@@ -262,6 +262,10 @@ cdef int put_clear(Buffer* into, int mask, const Row* rows, size_t size) noexcep
     return failed
 
 
+cdef bint is_state(const Change* change) noexcept nogil:
+    return change.flags & ChangeFlag.CHANGE_FULL_STATE and change.dot.timestamp == 0
+
+
 cdef int change_validate(Slice body, bint state, uint64_t* newest) noexcept nogil:
     """A change (or, with `state`, a dotless full state): well-formed to the last byte?"""
     cdef Change change
@@ -272,6 +276,8 @@ cdef int change_validate(Slice body, bint state, uint64_t* newest) noexcept nogi
     cdef int status = change_parse(body, &change)
     if status < 0:
         return status
+    if not state and is_state(&change):
+        state = True
     if state:
         if change.dot.timestamp or not change.flags & ChangeFlag.CHANGE_FULL_STATE:
             return Status.ERR_DECODE

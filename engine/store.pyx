@@ -1,71 +1,31 @@
-"""What goes between stores: streams out, batches in, resync; see store.pxd.
+"""What a store hands out: streams, resyncs, states; see store.pxd.
 
 `database.Database` puts the Python mapping on top.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from everwrite.change cimport (
-    CHANGE_FULL_STATE,
-    Change,
-    change_parse,
-    change_validate,
-    full_state_covers,
-    put_change,
-)
-from everwrite.clock cimport (
-    Dot,
-    Vector,
-    vector_covers,
-    vector_dict,
-    vector_free,
-    vector_get,
-    vector_init,
-    vector_load,
-    vector_raise,
-)
-from everwrite.coding cimport (
-    Buffer,
-    Reader,
-    Slice,
-    buffer_free,
-    buffer_init,
-    buffer_slice,
-    get_slice,
-    put_bytes,
-    put_slice,
-    put_u8,
-    put_u64,
-    put_varint,
-    reader_left,
-    reader_of,
-    slice_of,
-)
+from everwrite.clock cimport Dot, Vector, vector_covers, vector_dict, vector_free, vector_init, vector_load
+from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, buffer_slice, put_slice, slice_of
 from everwrite.digest cimport leaves_bytes, leaves_root
-from everwrite.durable cimport DurableKeyspace
-from everwrite.keyspace cimport DUPLICATE, FRAME_CLAIM, FRAME_STATE
+from everwrite.inbound cimport InboundKeyspace
 from everwrite.lsm cimport LsmIterator
 from everwrite.state cimport SPACE_SYSTEM, SPACE_USER
 from everwrite.status cimport Status
 from everwrite.wal_reader cimport WalReader
 
-from everwrite.batch import CHANGES, CLAIM, STATES, decode_batch, encode_batch
-from everwrite.errors import ClockDriftError, ClosedError, GapError, LogCutError, ProtocolError
-from everwrite.need import Need
+from everwrite.batch import CLAIM, STATES, encode_batch
+from everwrite.errors import ClosedError, LogCutError, ProtocolError
 from everwrite.stream import Stream
 cdef enum Tuning:
     RESYNC_BATCH = 1 << 20       # bytes of states a resync batch
-    RESYNCS_OPEN = 64            # resyncs whose batches are remembered until their claim; the oldest are forgotten
 
 
-cdef class Store(DurableKeyspace):
+cdef class Store(InboundKeyspace):
     """A store of typed keys in one directory. Open it with `everwrite.open`.
 
     Thread safety: all methods may be called from any thread.
     """
-
-    def __cinit__(self, *args, **kwargs):
-        self.resync = {}
 
     # ---- what it holds ----
 
@@ -298,308 +258,6 @@ cdef class Store(DurableKeyspace):
         finally:
             buffer_free(&state)
 
-    # ---- batches in ----
-
-    def apply_batch(self, bytes batch not None):
-        """Apply a batch from another store; durable after `commit_log`.
-
-        Returns None, or a `Need`: a change builds on updates that this store lacks. Then hand the
-        sender's `key_state` to `supply_state` and apply the batch again: what is in is skipped.
-        Raises GapError (the batch starts beyond what this store holds), ProtocolError (malformed),
-        ClockDriftError, TooLargeError; nothing was applied then.
-        """
-        cdef const uint8_t* data
-        cdef size_t size
-        cdef uint64_t newest = 0
-        cdef uint64_t count
-        cdef Slice key = slice_of(NULL, 0)
-        cdef uint64_t origin = 0
-        cdef uint64_t timestamp = 0
-        cdef bint states
-        cdef Vector held
-        cdef Vector upto
-        cdef int status
-        if self.closed:
-            raise ClosedError(f"{self.path}: the store is closed")
-        envelope = decode_batch(batch)
-        body = envelope.body
-        data = <const uint8_t*>(<bytes>body)
-        size = len(body)
-        states = envelope.kind == STATES
-        count = envelope.count
-        if envelope.kind != CLAIM:
-            with nogil:
-                status = self._validate(states, data, size, count, &newest)
-            if status < 0:
-                raise ProtocolError("malformed batch: a change in it can't be decoded; nothing of it was applied")
-        if envelope.kind == CHANGES:
-            vector_init(&held)
-            vector_init(&upto)
-            try:
-                for span in envelope.spans:
-                    if vector_raise(&held, span.origin, span.after) or vector_raise(&upto, span.origin, span.upto):
-                        raise MemoryError("out of memory for a version vector")
-                with nogil:
-                    status = _check_spans(data, size, &held, &upto)
-            finally:
-                vector_free(&held)
-                vector_free(&upto)
-            if status < 0:
-                raise ProtocolError(
-                    "malformed batch: its changes are not those that its spans announce; nothing of it was applied"
-                )
-        for span in envelope.spans:
-            newest = max(newest, span.upto)
-        with nogil:
-            self.lock()
-        try:
-            self._check(Status.ERR_FAILED if self.failed else Status.OK)
-            self._admit(envelope, newest)
-            if envelope.kind == CLAIM:
-                # One that brings nothing must not cost this store its position index.
-                states_came = self.resync.pop(envelope.resync, None) is not None
-                if any(vector_get(&self.applied, span.origin) < span.upto for span in envelope.spans):
-                    self._accept_claim(envelope)
-                    states_came = True
-                self.resyncs += states_came
-                return None
-            with nogil:
-                if states:
-                    status = self._apply_states(data, size)
-                else:
-                    status = self._apply_groups(data, size, &key, &origin, &timestamp)
-            if status == Status.ERR_GUARD:
-                self.pulls += 1
-                return Need(key.data[: key.size], origin, timestamp)
-            self._check(status)
-            if states:
-                self.resync.setdefault(envelope.resync, set()).add(envelope.index)
-                while len(self.resync) > Tuning.RESYNCS_OPEN:
-                    del self.resync[next(iter(self.resync))]
-            for span in envelope.spans:
-                if vector_raise(&self.applied, span.origin, span.upto) < 0:
-                    raise MemoryError("out of memory for a version vector")
-        finally:
-            self.unlock()
-        return None
-
-    def needs(self, bytes batch not None, size_t limit):
-        """Up to `limit` `Need`s that `apply_batch(batch)` is going to return, as far as can be told beforehand.
-
-        So that a receiver can ask for many keys at once. Of each key only the first update that isn't
-        applied yet counts: whether a later one fits depends on that. Raises ProtocolError as `apply_batch`.
-        """
-        cdef Reader r
-        cdef Reader group
-        cdef Change change
-        cdef const uint8_t* data
-        cdef size_t size
-        cdef uint64_t newest = 0
-        cdef uint64_t count
-        cdef int status
-        envelope = decode_batch(batch)
-        if envelope.kind != CHANGES:
-            return []
-        body = envelope.body
-        data = <const uint8_t*>(<bytes>body)
-        size = len(body)
-        count = envelope.count
-        with nogil:
-            status = self._validate(False, data, size, count, &newest)
-        if status < 0:
-            raise ProtocolError("malformed batch: a change in it can't be decoded")
-        found = []
-        keys = set()
-        r = reader_of(slice_of(data, size))
-        with nogil:
-            self.lock()
-        try:
-            self._check(Status.ERR_FAILED if self.failed else Status.OK)
-            while reader_left(&r) and len(found) < limit:
-                group = reader_of(get_slice(&r))
-                while reader_left(&group) and len(found) < limit:
-                    self._check(change_parse(get_slice(&group), &change))
-                    key = change.key.data[: change.key.size]
-                    if key in keys or vector_covers(&self.applied, change.dot.origin, change.dot.timestamp):
-                        continue
-                    keys.add(key)
-                    self._check(self.load(change.key.data[0], slice_of(change.key.data + 1, change.key.size - 1)))
-                    if self.guard(&change) == Status.ERR_GUARD:
-                        found.append(Need(key, change.dot.origin, change.dot.timestamp))
-        finally:
-            self.unlock()
-        return found
-
-    def _admit(self, envelope, uint64_t newest):
-        """Refuse what must not be merged at all. Needs the lock."""
-        for span in envelope.spans:
-            held = vector_get(&self.applied, span.origin)
-            if span.origin == self.own_origin and span.upto > held:
-                raise ProtocolError(
-                    f"the batch has updates of this store's own origin {span.origin:#018x} up to {span.upto}, which it "
-                    "never made: two stores share an origin (was the directory copied while open?)"
-                )
-            if span.after > held:
-                raise GapError(span.origin, held, span.after)
-        received = self.resync.get(envelope.resync, ())
-        if envelope.kind == CLAIM and not (
-            envelope.count <= len(received) and all(index in received for index in range(envelope.count))
-        ):
-            for span in envelope.spans:
-                held = vector_get(&self.applied, span.origin)
-                if span.upto > held:
-                    raise GapError(span.origin, held, span.upto)
-        status = self.clock.observe(newest)
-        if status < 0:
-            raise ClockDriftError(
-                f"the batch has a timestamp {(newest >> 16) - self.clock.now_ms()} ms ahead of this node's clock; "
-                f"max_clock_drift is {self.clock.max_drift_ms} ms: set the sender's clock right"
-            )
-
-    def _accept_claim(self, envelope):
-        cdef Buffer frame
-        cdef int failed
-        buffer_init(&frame)
-        failed = put_u8(&frame, FRAME_CLAIM) | put_varint(&frame, len(envelope.spans))
-        for span in envelope.spans:
-            failed |= put_u64(&frame, span.origin) | put_u64(&frame, span.upto)
-            failed |= vector_raise(&self.applied, span.origin, span.upto)
-        if not failed:
-            failed = self.wal.append(buffer_slice(&frame))
-        buffer_free(&frame)
-        if failed:
-            self.failed = Status.ERR_MEMORY
-            self._check(Status.ERR_MEMORY)
-        # The log before this point lacks what was claimed: no stream may start there.
-        self.log_index = [(self.wal.end, vector_dict(&self.applied))]
-
-    cdef int _validate(
-        self, int states, const uint8_t* data, size_t size, uint64_t count, uint64_t* newest
-    ) noexcept nogil:
-        """Decode all of a batch without touching anything; *newest becomes its newest timestamp."""
-        cdef Reader r = reader_of(slice_of(data, size))
-        cdef Reader group
-        cdef Slice body
-        cdef uint64_t seen = 0
-        cdef int status
-        while reader_left(&r):
-            body = get_slice(&r)
-            group = reader_of(body)
-            while True:
-                if not states:
-                    body = get_slice(&group)
-                status = Status.ERR_DECODE if r.failed or group.failed else change_validate(body, states, newest)
-                if status < 0:
-                    return status
-                seen += 1
-                if states or reader_left(&group) == 0:
-                    break
-        return Status.OK if seen == count and not r.failed else Status.ERR_DECODE
-
-    cdef int _apply_groups(
-        self, const uint8_t* data, size_t size, Slice* need, uint64_t* origin, uint64_t* timestamp
-    ) noexcept nogil:
-        cdef Reader r = reader_of(slice_of(data, size))
-        cdef Reader group
-        cdef Change change
-        cdef int status = Status.OK
-        cdef int logged
-        while reader_left(&r) and status >= 0:
-            group = reader_of(get_slice(&r))
-            self.batch_begin()
-            while reader_left(&group) and status >= 0:
-                status = change_parse(get_slice(&group), &change)
-                if vector_covers(&self.applied, change.dot.origin, change.dot.timestamp):
-                    continue
-                status = self.apply_change(change.body)
-                if status == Status.ERR_GUARD:
-                    need[0] = change.key
-                    origin[0] = change.dot.origin
-                    timestamp[0] = change.dot.timestamp
-                if status < 0:
-                    break
-                if status == DUPLICATE:
-                    self.duplicate_changes += 1
-                self.applied_changes += 1
-                # Logged even if the state has it already: the log is where others recover it from.
-                status = self.log_change(change.body)
-                if status >= 0:
-                    status = vector_raise(&self.applied, change.dot.origin, change.dot.timestamp)
-            logged = self.batch_end()
-            if logged < 0:
-                return logged
-        return status if status < 0 else Status.OK
-
-    cdef int _apply_states(self, const uint8_t* data, size_t size) noexcept nogil:
-        cdef Reader r = reader_of(slice_of(data, size))
-        cdef Slice body
-        cdef int status = Status.OK
-        while reader_left(&r) and status >= 0:
-            body = get_slice(&r)
-            status = self.apply_change(body)
-            if status >= 0:
-                self.group.size = 0
-                status = put_u8(&self.group, FRAME_STATE) | put_bytes(&self.group, body.data, body.size)
-            if status >= 0:
-                status = self.log_group()
-        return status
-
-    def supply_state(self, need, bytes state not None):
-        """Join the state of the key that `need` (a `Need`) names, as the sender's `key_state` gave it.
-
-        Raises ProtocolError when it isn't that key's state or doesn't reach what was needed,
-        ClockDriftError when it holds a timestamp too far ahead; nothing was merged then.
-        """
-        cdef Change change
-        cdef Buffer body
-        cdef Dot dot
-        cdef uint64_t newest = 0
-        cdef Slice given = slice_of(<const uint8_t*>state, len(state))
-        cdef bytes key = need.namespace_key
-        cdef int status
-        with nogil:
-            status = change_validate(given, True, &newest)
-        if status == Status.OK:
-            change_parse(given, &change)
-            if change.key.data[: change.key.size] != key:
-                status = Status.ERR_DECODE
-        if status < 0:
-            raise ProtocolError(f"the state that the peer sent for key {key[1:]!r} is malformed; nothing was applied")
-        dot.origin = need.origin
-        dot.timestamp = need.timestamp
-        buffer_init(&body)
-        with nogil:
-            self.lock()
-        try:
-            self._check(Status.ERR_FAILED if self.failed else Status.OK)
-            if not full_state_covers(&change, dot):
-                raise ProtocolError(
-                    f"the state that the peer sent for key {key[1:]!r} lacks update {need.timestamp} of origin "
-                    f"{need.origin:#018x}; nothing was applied"
-                )
-            if self.clock.observe(newest) < 0:
-                raise ClockDriftError(
-                    f"the state of key {key[1:]!r} has a timestamp too far ahead of this node's clock; "
-                    "nothing was merged"
-                )
-            if vector_covers(&self.applied, dot.origin, dot.timestamp):
-                return
-            if put_change(&body, CHANGE_FULL_STATE, dot, 0, change.key) != 0 or put_bytes(
-                &body, change.parts.data, change.parts.size
-            ) != 0:
-                raise MemoryError("out of memory for a key's state")
-            with nogil:
-                status = self.apply_change(buffer_slice(&body))
-                if status >= 0:
-                    self.applied_changes += 1
-                    status = self.log_change(buffer_slice(&body))
-                if status >= 0:
-                    status = vector_raise(&self.applied, dot.origin, dot.timestamp)
-            self._check(status)
-        finally:
-            self.unlock()
-            buffer_free(&body)
-
     def commit_log(self):
         """Make all that was applied or written reach the log, as durably as this store was opened for.
 
@@ -641,25 +299,3 @@ cdef class Store(DurableKeyspace):
         }
         numbers.update(self.lsm.statistics())
         return numbers
-
-
-cdef int _check_spans(const uint8_t* data, size_t size, Vector* held, const Vector* upto) noexcept nogil:
-    """Whether a well-formed body holds, of each origin in its order, changes after `held` that end at `upto`."""
-    cdef Reader r = reader_of(slice_of(data, size))
-    cdef Reader group
-    cdef Change change
-    cdef size_t i
-    while reader_left(&r):
-        group = reader_of(get_slice(&r))
-        while reader_left(&group):
-            change_parse(get_slice(&group), &change)
-            if vector_covers(held, change.dot.origin, change.dot.timestamp):
-                return Status.ERR_DECODE
-            if not vector_covers(upto, change.dot.origin, change.dot.timestamp):
-                return Status.ERR_DECODE
-            if vector_raise(held, change.dot.origin, change.dot.timestamp) < 0:
-                return Status.ERR_MEMORY
-    for i in range(upto.size):
-        if not vector_covers(held, upto.dots[i].origin, upto.dots[i].timestamp):
-            return Status.ERR_DECODE
-    return Status.OK

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
+from everwrite.change cimport Change
 from everwrite.clock cimport Vector
 from everwrite.coding cimport Buffer, Slice
 from everwrite.store cimport Store
@@ -20,7 +21,12 @@ cdef class Stream:
     cdef readonly uint64_t changes      # handed out so far
     cdef readonly uint64_t last_timestamp
     cdef bint closed
+    cdef object failure                 # what went wrong while the GIL was held within
+    cdef dict shown                     # keys whose states went ahead of a change: the contexts of these
+    cdef bint pushed                    # a state is in `body`
 
     cdef bint _wants(self, uint64_t origin) noexcept nogil
     cdef int _take(self, Slice payload, size_t* taken) noexcept nogil
+    cdef bint _builds_on_more(self, const Change* change) noexcept nogil
+    cdef int _push_state(self, const Change* change, Buffer* group) except -1
     cdef uint64_t _limit(self) noexcept nogil

@@ -6,14 +6,15 @@ Memory per receiver is constant: a position, a version vector and one batch.
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 
-from everwrite.change cimport Change, change_parse
-from everwrite.clock cimport vector_covers, vector_dict, vector_free, vector_init, vector_load, vector_raise
+from everwrite.change cimport PART_CLEAR, PART_ELEMENT, Change, Part, change_parse, dot_at, part_next
+from everwrite.clock cimport Dot, vector_covers, vector_dict, vector_free, vector_init, vector_load, vector_raise
 from everwrite.coding cimport (
     Buffer,
     Reader,
     Slice,
     buffer_free,
     buffer_init,
+    buffer_slice,
     get_slice,
     get_u8,
     get_u64,
@@ -24,12 +25,32 @@ from everwrite.coding cimport (
     slice_of,
 )
 from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM
+from everwrite.state cimport Head
 from everwrite.status cimport Status, check, fault_corrupt
 from everwrite.store cimport Store
 from everwrite.wal_reader cimport WalReader
 
 from everwrite.batch import CHANGES, encode_batch
 from everwrite.errors import ClosedError, LogCutError
+
+
+# Keys whose states went ahead of a change, remembered per stream: beyond, one may be sent once more.
+SHOWN_MAX = 256
+
+
+cdef list _guards(const Change* change):
+    """What a delta builds on: (origin, timestamp) pairs."""
+    cdef Reader r = reader_of(change.parts)
+    cdef Part part
+    cdef Dot dot
+    cdef size_t i
+    dots = [(change.dot.origin, change.previous)]
+    while part_next(&r, &part) == 1:
+        if part.tag == PART_ELEMENT or part.tag == PART_CLEAR:
+            for i in range(part.dot_count):
+                dot = dot_at(part.dots, i)
+                dots.append((dot.origin, dot.timestamp))
+    return dots
 
 
 cdef class Stream:
@@ -42,6 +63,7 @@ cdef class Stream:
         vector_init(&self.handed_out)
         buffer_init(&self.body)
         self.wanted = NULL
+        self.shown = {}
 
     def __init__(self, Store store not None, WalReader reader not None, since, store_ids):
         self.store = store
@@ -87,6 +109,7 @@ cdef class Stream:
         cdef uint64_t timestamp
         cdef int kind = get_u8(&r)
         cdef int status = Status.OK
+        cdef int pushed
         taken[0] = 0
         if kind == FRAME_CLAIM:
             # This store learned these updates as states: they were never in its log.
@@ -108,6 +131,15 @@ cdef class Stream:
             elif self._wants(change.dot.origin) and not vector_covers(
                 &self.handed_out, change.dot.origin, change.dot.timestamp
             ):
+                if self.everything and self._builds_on_more(&change):
+                    with gil:
+                        try:
+                            pushed = self._push_state(&change, &group)
+                            taken[0] += pushed
+                        except BaseException as error:
+                            self.failure = error
+                            status = Status.ERR_FAILED
+                            break
                 taken[0] += 1
                 self.last_timestamp = change.dot.timestamp
                 if put_slice(&group, body) != 0 or vector_raise(
@@ -119,6 +151,61 @@ cdef class Stream:
                 status = Status.ERR_MEMORY
         buffer_free(&group)
         return status
+
+    cdef bint _builds_on_more(self, const Change* change) noexcept nogil:
+        """Whether a delta's guard names an update that the receiver isn't known to hold.
+
+        This store may have it from a state that it pulled or reconciled, outside of the log's order.
+        """
+        cdef Reader r = reader_of(change.parts)
+        cdef Part part
+        cdef Dot dot
+        cdef size_t i
+        if change.previous and not vector_covers(&self.handed_out, change.dot.origin, change.previous):
+            return True
+        while part_next(&r, &part) == 1:
+            if part.tag == PART_ELEMENT or part.tag == PART_CLEAR:
+                for i in range(part.dot_count):
+                    dot = dot_at(part.dots, i)
+                    if not vector_covers(&self.handed_out, dot.origin, dot.timestamp):
+                        return True
+        return False
+
+    cdef int _push_state(self, const Change* change, Buffer* group) except -1:
+        """Put the key's state in front of a change whose receiver can't be asked whether it lacks it.
+
+        Returns how many states that were: none when one that went before reaches far enough.
+        """
+        cdef Dot none
+        cdef Head* head
+        cdef Buffer state
+        cdef int status
+        key = change.key.data[: change.key.size]
+        shown = self.shown.get(key)
+        if shown is not None and all(shown.get(origin, 0) >= stamp for origin, stamp in _guards(change)):
+            return 0
+        none.origin = none.timestamp = 0
+        buffer_init(&state)
+        try:
+            with nogil:
+                self.store.lock()
+                status = self.store.load(change.key.data[0], slice_of(change.key.data + 1, change.key.size - 1))
+                if status >= 0:
+                    status = self.store.encode_state(&state, none)
+            head = &self.store.head
+            context = {head.rows[i].origin: head.rows[i].context for i in range(head.size)}
+            self.store.unlock()
+            check(status)
+            if put_slice(group, buffer_slice(&state)) != 0:
+                raise MemoryError("out of memory for a stream")
+        finally:
+            buffer_free(&state)
+        self.pushed = True
+        self.shown.pop(key, None)
+        self.shown[key] = context
+        if len(self.shown) > SHOWN_MAX:
+            del self.shown[next(iter(self.shown))]
+        return 1
 
     def next_batch(self, size_t max_changes=100, size_t max_bytes=1 << 20):
         """The next batch for the receiver, or None when it has all that may leave this store.
@@ -147,9 +234,17 @@ cdef class Stream:
                         status = 1
         if status == Status.ERR_GUARD:
             raise LogCutError("the receiver lacks updates that this store learned by a resync, not from a log")
+        if self.failure is not None:
+            raise self.failure
         check(status)
         if count == 0:
             return None
+        if self.pushed:
+            # States may carry what was written since: it must be durable before it leaves.
+            with nogil:
+                status = self.store._write_log(True)
+            check(status)
+            self.pushed = False
         self.changes += count
         after = vector_dict(&self.handed_out)
         # Unfiltered, also what the batch builds on: a receiver that lacks any of it sees the gap at once.

@@ -34,24 +34,24 @@ cdef class Vectors:
     def compare(self, size_t rounds):
         """Compare every pair `rounds` times: how often each order came out."""
         cdef uint64_t found[4]
-        cdef size_t round_
+        cdef size_t _round
         cdef size_t i
         for i in range(4):
             found[i] = 0
         with nogil:
-            for round_ in range(rounds):
+            for _round in range(rounds):
                 for i in range(self.count):
                     found[vector_compare(&self.items[2 * i], &self.items[2 * i + 1])] += 1
         return [found[0], found[1], found[2], found[3]]
 
     def merge(self, size_t rounds):
         """Merge the second of every pair into the first, `rounds` times. Returns the sum of all timestamps then."""
-        cdef size_t round_
+        cdef size_t _round
         cdef size_t i
         cdef size_t j
         cdef uint64_t total = 0
         with nogil:
-            for round_ in range(rounds):
+            for _round in range(rounds):
                 for i in range(self.count):
                     vector_merge(&self.items[2 * i], &self.items[2 * i + 1])
             for i in range(self.count):
@@ -61,7 +61,7 @@ cdef class Vectors:
 
 
 cdef class Heads:
-    """Pairs of heads: rows of (origin, context, counter, total), and with `register` a register of the newest context."""
+    """Pairs of heads: rows of (origin, context, counter, total), with `register` a register of the newest context."""
 
     cdef Head* items
     cdef size_t count
@@ -99,16 +99,16 @@ cdef class Heads:
         cdef const Head* theirs
         cdef uint64_t totals = 0
         cdef uint64_t winners = 0
-        cdef size_t round_
+        cdef size_t _round
         cdef size_t i
         cdef size_t j
         cdef Row rows[64]
         cdef Row* place = rows
         with nogil:
-            for round_ in range(rounds):
+            for _round in range(rounds):
                 for i in range(self.count):
-                    start = &self.items[2 * i + (round_ & 1)]
-                    theirs = &self.items[2 * i + 1 - (round_ & 1)]
+                    start = &self.items[2 * i + (_round & 1)]
+                    theirs = &self.items[2 * i + 1 - (_round & 1)]
                     mine = start[0]
                     for j in range(start.size):
                         rows[j] = start.rows[j]
@@ -128,7 +128,7 @@ cdef class Heads:
         cdef Sum* leaves = leaves_new()
         cdef const unsigned char** names = <const unsigned char**>calloc(self.count, sizeof(char*))
         cdef size_t* sizes = <size_t*>calloc(self.count, sizeof(size_t))
-        cdef size_t round_
+        cdef size_t _round
         cdef size_t i
         cdef Sum none
         none.low = none.high = 0
@@ -141,11 +141,11 @@ cdef class Heads:
                     leaves, digest_key(slice_of(names[i], sizes[i])), none,
                     head_item(&self.items[2 * i], digest_key(slice_of(names[i], sizes[i]))),
                 )
-            for round_ in range(rounds):
+            for _round in range(rounds):
                 for i in range(self.count):
                     _update(
                         leaves, names[i], sizes[i],
-                        &self.items[2 * i + (round_ & 1)], &self.items[2 * i + 1 - (round_ & 1)],
+                        &self.items[2 * i + (_round & 1)], &self.items[2 * i + 1 - (_round & 1)],
                     )
         held = leaves_bytes(leaves)
         free(leaves)

@@ -450,6 +450,9 @@ class ModelStore:
         """The model never cuts its log."""
         raise NotImplementedError
 
+    def reconcile(self, other: ModelStore) -> None:
+        """The model joins states outside of its log nowhere."""
+
     def join_all(self, other: ModelStore) -> None:
         """Take over everything that the other store holds, without a log."""
         for key, state in other.keys.items():
@@ -482,6 +485,11 @@ class ModelStore:
     def sync(self) -> None:
         self.synced = len(self.log)
         self.durable_applied = dict(self.applied)
+
+    def pushed_states(self, batch: bytes) -> list[tuple[bytes, Dot]]:
+        """The users' keys whose states go ahead of a change in a batch, and the changes' dots."""
+        _, records = pickle.loads(batch)
+        return [(record.delta.key[1:], record.delta.dot) for record in records if record.state is not None]
 
     def restart(self, *, keep: int | None = None) -> None:
         """Start again with the first `keep` records of the log (None: all, a clean stop).
@@ -529,9 +537,14 @@ class ModelStream:
             self.position += 1
             if self.wanted(record):
                 dot = record.delta.dot
+                state = None
+                if self.store_ids is None and not guard_holds(KeyState(dict(self.sent)), record.delta):
+                    # There is nobody to pull from: what the change builds on goes ahead of it.
+                    state = copy.deepcopy(self.store.keys[record.delta.key])
+                    self.store.sync()
                 base.setdefault(dot.origin, self.sent.get(dot.origin, 0))
                 self.sent[dot.origin] = dot.timestamp
-                records.append(record)
+                records.append(Record(record.delta, state))
         if self.store_ids is None:
             # Whoever has all of this can apply the batch with nobody to pull from.
             for origin, timestamp in before.items():

@@ -115,9 +115,21 @@ class Replica:
         return state
 
     def supply_state(self, need: Any, state: bytes) -> None:
+        """Hand over a state: it is joined with the group that needs it, which the next `apply_batch` shows."""
         self.store.supply_state(need, state)
         under = Dot(need.timestamp, need.origin)
         self.pulled += [pull._replace(under=under) for pull in self.history.shipments[state]]
+
+    def reconcile(self, other: Replica) -> None:
+        """Join the states of keys that differ, both ways, outside of the logs."""
+        seen = [(key, self.seen_dots(key), other.seen_dots(key)) for key in self.history.effects]
+        before = [(self.store.context(key), other.store.context(key)) for key, _, _ in seen]
+        self.store.reconcile(other.store)
+        for (key, mine, theirs), (held, others_held) in zip(seen, before, strict=True):
+            if self.store.context(key) != held:
+                self.pulled.append(Pulled(None, key, theirs))
+            if other.store.context(key) != others_held:
+                other.pulled.append(Pulled(None, key, mine))
 
     def resync_batches(self, since: Mapping[int, int], store_ids: Collection[int] | None = None) -> Iterator[bytes]:
         for batch in self.store.resync_batches(since, store_ids):
@@ -157,7 +169,7 @@ class Replica:
 
 
 class WatchedStream:
-    """A replica's stream: notes the states that stand in its log in the place of changes."""
+    """A replica's stream: notes the states that go ahead of changes whose receiver may lack what they build on."""
 
     def __init__(self, replica: Replica, stream: Any) -> None:
         self.replica = replica
@@ -167,13 +179,10 @@ class WatchedStream:
         return getattr(self.stream, name)
 
     def next_batch(self, *limits: int) -> bytes | None:
-        before = dict(self.stream.sent)
         batch: bytes | None = self.stream.next_batch(*limits)
         if batch is not None:
-            sent = self.stream.sent
             self.replica.history.shipments[batch] = [
-                pull
-                for pull in self.replica.pulled
-                if pull.under is not None and covers(sent, pull.under) and not covers(before, pull.under)
+                Pulled(under, key, self.replica.seen_dots(key))
+                for key, under in self.replica.store.pushed_states(batch)
             ]
         return batch

@@ -127,3 +127,24 @@ def read_full_state(data: bytes) -> tuple[bytes, KeyState]:
     alive = {kind: sum(1 for _ in state.of_kind(kind)) for kind in counts}
     assert counts == alive, f"the head counts {counts}, but alive are {alive}"
     return key, state
+
+
+def read_pushed_states(body: bytes) -> list[tuple[bytes, Dot]]:
+    """Of a batch of changes: the namespaced keys whose states go ahead of changes, and these changes' dots."""
+    found = []
+    groups = Cursor(body)
+    while groups.left:
+        group = Cursor(groups.slice())
+        ahead: set[bytes] = set()
+        while group.left:
+            change = Cursor(group.slice())
+            flags, dot = change.byte(), change.dot()
+            change.unsigned()
+            key = change.slice()
+            if flags & FULL_STATE and not dot.timestamp:
+                ahead.add(key)
+            elif key in ahead:
+                ahead.remove(key)
+                found.append((key, dot))
+        assert not ahead, "a state goes ahead of no change"
+    return found

@@ -178,6 +178,15 @@ class DirectScenario:
         region = self.random.choice(self.regions)
         region.disk.sync(region.replica.store)
 
+    def reconcile(self) -> None:
+        """Two regions join what differs, whatever their logs say; the rest goes on by streams."""
+        one, other = self.pair()
+        one.replica.reconcile(other.replica)
+        self.world.count("reconciliations")
+        for region in (one, other):
+            for key in ALL_KEYS:
+                region.replica.check(key)
+
     def reap(self) -> None:
         region = self.random.choice(self.regions)
         self.world.count("reaped", region.replica.reap(ALL_KEYS))
@@ -246,6 +255,7 @@ STEPS: tuple[Callable[[DirectScenario], None], ...] = (
     *(DirectScenario.write,) * 8,
     *(DirectScenario.send,) * 4,
     *(DirectScenario.deliver,) * 7,
+    DirectScenario.reconcile,
     DirectScenario.restart,
     DirectScenario.sync,
     DirectScenario.reap,

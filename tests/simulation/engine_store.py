@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from everwrite import access, register_access
+from everwrite.batch import decode_batch
 from everwrite.database import Database
 from everwrite.errors import NotAnIntegerError, OverflowError, WrongTypeError
 from everwrite.kinds import KIND_NUMBERS
+from everwrite.reconcile import Initiator, Responder
 from tests.reference.model import KeyState
 from tests.reference.model_store import USER
-from tests.reference.state_format import read_full_state
-from tests.reference.vocabulary import Kind, Reading, Refusal, Reply, Request, Shown, Vector, Verb
+from tests.reference.state_format import read_full_state, read_pushed_states
+from tests.reference.vocabulary import Dot, Kind, Reading, Refusal, Reply, Request, Shown, Vector, Verb
 
 REFUSALS = {
     WrongTypeError: Refusal.WRONG_TYPE,
@@ -106,6 +108,17 @@ class EngineStore:
         named, state = read_full_state(self.database.key_state(USER + key))
         assert named == USER + key
         return state
+
+    def reconcile(self, other: EngineStore) -> None:
+        """As the side that asks."""
+        asking, answering = Initiator(self.database), Responder(other.database)
+        message: bytes | None = asking.start()
+        while message is not None:
+            message = asking.receive(answering.receive(message))
+
+    def pushed_states(self, batch: bytes) -> list[tuple[bytes, Dot]]:
+        """The users' keys whose states go ahead of a change in a batch, and the changes' dots."""
+        return [(key[1:], dot) for key, dot in read_pushed_states(decode_batch(batch).body) if key[:1] == USER]
 
     def reap(self, keys: tuple[bytes, ...]) -> list[tuple[bytes, int]]:
         """Remove keys that are past their deadline: which of `keys`, and the timestamps of these updates."""

@@ -1,0 +1,539 @@
+"""What comes from other stores: batches of changes, states and claims, checked, applied and logged.
+
+An atomic group becomes visible at once, and is one frame of the log, with the states that had to be
+pulled for it: all guards are checked before anything of it is merged.
+"""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from everwrite.change cimport (
+    PART_CLEAR, PART_ELEMENT, Change, Part, change_parse, change_validate, dot_at, full_state_covers, is_state,
+    part_next,
+)
+from everwrite.clock cimport (
+    Dot, Vector, vector_covers, vector_dict, vector_free, vector_get, vector_init, vector_raise,
+)
+from everwrite.coding cimport (
+    Buffer, Reader, Slice, buffer_free, buffer_init, buffer_slice, get_slice, put_bytes, put_u8, put_u64, put_varint,
+    reader_left, reader_of, slice_of,
+)
+from everwrite.durable cimport DurableKeyspace
+from everwrite.keyspace cimport DUPLICATE, FRAME_CLAIM, FRAME_STATE
+from everwrite.state cimport Head, head_context, head_decode, head_free, head_init
+from everwrite.status cimport Status, check
+
+from everwrite.batch import CHANGES, CLAIM, STATES, decode_batch
+from everwrite.clock import merge
+from everwrite.errors import ClockDriftError, ClosedError, GapError, ProtocolError, TooLargeError
+from everwrite.need import Need
+
+RESYNCS_OPEN = 64
+"""Resyncs whose batches are remembered until their claim; the oldest are forgotten."""
+
+KEPT_BYTES = 1 << 30
+"""States that were pulled, kept until the group that needs them can be applied; the oldest go first."""
+
+
+cdef class InboundKeyspace(DurableKeyspace):
+    """A store that takes in what others send: `Store` adds what it sends itself."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.resync = {}
+        self.kept = {}
+
+    # ---- batches in ----
+
+    def apply_batch(self, bytes batch not None):
+        """Apply a batch from another store; durable after `commit_log`.
+
+        Returns None, or a `Need`: a change builds on updates that this store lacks. Nothing of its atomic
+        group is applied then. Hand the sender's `key_state` to `supply_state`, which keeps it until all that
+        the group needs is there, and apply the batch again: what is in is skipped.
+        Raises GapError (the batch starts beyond what this store holds), ProtocolError (malformed),
+        ClockDriftError, TooLargeError; nothing was applied then.
+        """
+        cdef const uint8_t* data
+        cdef size_t size
+        cdef uint64_t newest = 0
+        cdef uint64_t count
+        cdef bint states
+        cdef Vector held
+        cdef Vector upto
+        cdef int status
+        if self.closed:
+            raise ClosedError(f"{self.path}: the store is closed")
+        envelope = decode_batch(batch)
+        body = envelope.body
+        data = <const uint8_t*>(<bytes>body)
+        size = len(body)
+        states = envelope.kind == STATES
+        count = envelope.count
+        if envelope.kind != CLAIM:
+            with nogil:
+                status = self._validate(states, data, size, count, &newest)
+            if status < 0:
+                raise ProtocolError("malformed batch: a change in it can't be decoded; nothing of it was applied")
+        if envelope.kind == CHANGES:
+            vector_init(&held)
+            vector_init(&upto)
+            try:
+                for span in envelope.spans:
+                    if vector_raise(&held, span.origin, span.after) or vector_raise(&upto, span.origin, span.upto):
+                        raise MemoryError("out of memory for a version vector")
+                with nogil:
+                    status = _check_spans(data, size, &held, &upto)
+            finally:
+                vector_free(&held)
+                vector_free(&upto)
+            if status < 0:
+                raise ProtocolError(
+                    "malformed batch: its changes are not those that its spans announce; nothing of it was applied"
+                )
+        for span in envelope.spans:
+            newest = max(newest, span.upto)
+        with nogil:
+            self.lock()
+        try:
+            self._check(Status.ERR_FAILED if self.failed else Status.OK)
+            self._admit(envelope, newest)
+            if envelope.kind == CLAIM:
+                # One that brings nothing must not cost this store its position index.
+                states_came = self.resync.pop(envelope.resync, None) is not None
+                if any(vector_get(&self.applied, span.origin) < span.upto for span in envelope.spans):
+                    self._accept_claim(envelope)
+                    states_came = True
+                self.resyncs += states_came
+                return None
+            if not states:
+                need = self._apply_groups(data, size)
+                if need is not None:
+                    self.pulls += 1
+                    return need
+            else:
+                with nogil:
+                    status = self._apply_states(data, size)
+                self._check(status)
+                self.resync.setdefault(envelope.resync, set()).add(envelope.index)
+                while len(self.resync) > RESYNCS_OPEN:
+                    del self.resync[next(iter(self.resync))]
+            for span in envelope.spans:
+                if vector_raise(&self.applied, span.origin, span.upto) < 0:
+                    raise MemoryError("out of memory for a version vector")
+        finally:
+            self.unlock()
+        return None
+
+    def needs(self, bytes batch not None, size_t limit):
+        """Up to `limit` `Need`s that `apply_batch(batch)` is going to return, as far as can be told beforehand.
+
+        So that a receiver can ask for many keys at once. Of each key only the first group that isn't applied
+        yet counts: whether a later one fits depends on that. Raises ProtocolError as `apply_batch`.
+        """
+        cdef Reader r
+        cdef const uint8_t* data
+        cdef size_t size
+        cdef uint64_t newest = 0
+        cdef uint64_t count
+        cdef int status
+        envelope = decode_batch(batch)
+        if envelope.kind != CHANGES:
+            return []
+        body = envelope.body
+        data = <const uint8_t*>(<bytes>body)
+        size = len(body)
+        count = envelope.count
+        with nogil:
+            status = self._validate(False, data, size, count, &newest)
+        if status < 0:
+            raise ProtocolError("malformed batch: a change in it can't be decoded")
+        found = []
+        keys = set()
+        r = reader_of(slice_of(data, size))
+        with nogil:
+            self.lock()
+        try:
+            self._check(Status.ERR_FAILED if self.failed else Status.OK)
+            while reader_left(&r) and len(found) < limit:
+                for need in self._group_needs(get_slice(&r), keys, set()):
+                    found.append(need)
+        finally:
+            self.unlock()
+        return found[:limit]
+
+    def _admit(self, envelope, uint64_t newest):
+        """Refuse what must not be merged at all. Needs the lock."""
+        for span in envelope.spans:
+            held = vector_get(&self.applied, span.origin)
+            if span.origin == self.own_origin and span.upto > held:
+                raise ProtocolError(
+                    f"the batch has updates of this store's own origin {span.origin:#018x} up to {span.upto}, which it "
+                    "never made: two stores share an origin (was the directory copied while open?)"
+                )
+            if span.after > held:
+                raise GapError(span.origin, held, span.after)
+        received = self.resync.get(envelope.resync, ())
+        if envelope.kind == CLAIM and not (
+            envelope.count <= len(received) and all(index in received for index in range(envelope.count))
+        ):
+            for span in envelope.spans:
+                held = vector_get(&self.applied, span.origin)
+                if span.upto > held:
+                    raise GapError(span.origin, held, span.upto)
+        status = self.clock.observe(newest)
+        if status < 0:
+            raise ClockDriftError(
+                f"the batch has a timestamp {(newest >> 16) - self.clock.now_ms()} ms ahead of this node's clock; "
+                f"max_clock_drift is {self.clock.max_drift_ms} ms: set the sender's clock right"
+            )
+
+    def _accept_claim(self, envelope):
+        cdef Buffer frame
+        cdef int failed
+        buffer_init(&frame)
+        failed = put_u8(&frame, FRAME_CLAIM) | put_varint(&frame, len(envelope.spans))
+        for span in envelope.spans:
+            failed |= put_u64(&frame, span.origin) | put_u64(&frame, span.upto)
+            failed |= vector_raise(&self.applied, span.origin, span.upto)
+        if not failed:
+            failed = self.wal.append(buffer_slice(&frame))
+        buffer_free(&frame)
+        if failed:
+            self.failed = Status.ERR_MEMORY
+            self._check(Status.ERR_MEMORY)
+        # The log before this point lacks what was claimed: no stream may start there.
+        self.log_index = [(self.wal.end, vector_dict(&self.applied))]
+
+    cdef int _validate(
+        self, int states, const uint8_t* data, size_t size, uint64_t count, uint64_t* newest
+    ) noexcept nogil:
+        """Decode all of a batch without touching anything; *newest becomes its newest timestamp."""
+        cdef Reader r = reader_of(slice_of(data, size))
+        cdef Reader group
+        cdef Slice body
+        cdef uint64_t seen = 0
+        cdef int status
+        while reader_left(&r):
+            body = get_slice(&r)
+            group = reader_of(body)
+            while True:
+                if not states:
+                    body = get_slice(&group)
+                status = Status.ERR_DECODE if r.failed or group.failed else change_validate(body, states, newest)
+                if status < 0:
+                    return status
+                seen += 1
+                if states or reader_left(&group) == 0:
+                    break
+        return Status.OK if seen == count and not r.failed else Status.ERR_DECODE
+
+    # ---- groups ----
+
+    cdef bint _group_applied(self, Slice body) noexcept nogil:
+        """Whether all changes of a group are in already: states that were sent ahead of them, too, then."""
+        cdef Reader group = reader_of(body)
+        cdef Change change
+        while reader_left(&group):
+            change_parse(get_slice(&group), &change)
+            if not is_state(&change) and not vector_covers(
+                &self.applied, change.dot.origin, change.dot.timestamp
+            ):
+                return False
+        return True
+
+    cdef int _group_fits(self, Slice body) noexcept nogil:
+        """Whether every guard of a group holds on what is stored already: 1; 0: that takes a closer look."""
+        cdef Reader group = reader_of(body)
+        cdef Change change
+        cdef int status
+        while reader_left(&group):
+            change_parse(get_slice(&group), &change)
+            if is_state(&change):
+                return 0
+            if vector_covers(&self.applied, change.dot.origin, change.dot.timestamp):
+                continue
+            status = self.load(change.key.data[0], slice_of(change.key.data + 1, change.key.size - 1))
+            if status < 0:
+                return status
+            if self.guard(&change) == Status.ERR_GUARD:
+                return 0
+        return 1
+
+    cdef list _group_needs(self, Slice body, set passed, set used):
+        """The needs of a group: changes that fit neither on the store nor on what comes before them.
+
+        That is earlier changes of the group (they share an origin), states that were sent ahead of a
+        change, and states that `supply_state` keeps. Keys in `passed` belong to earlier groups and aren't looked
+        at; the group's are added. Keys whose kept states are needed are added to `used`. Needs the lock.
+        """
+        cdef Reader group = reader_of(body)
+        cdef Change change
+        needs = []
+        reached = {}
+        while reader_left(&group):
+            change_parse(get_slice(&group), &change)
+            key = change.key.data[: change.key.size]
+            if key in passed:
+                continue
+            if is_state(&change):
+                reached[key] = merge(reached.get(key, {}), _context_of(&change))
+                continue
+            if vector_covers(&self.applied, change.dot.origin, change.dot.timestamp):
+                continue
+            self._check(self.load(change.key.data[0], slice_of(change.key.data + 1, change.key.size - 1)))
+            if self.guard(&change) == Status.ERR_GUARD and not self._reaches(&change, reached.get(key, {})):
+                if self._reaches(&change, merge(reached.get(key, {}), self._kept_context(key))):
+                    used.add(key)
+                else:
+                    needs.append(Need(key, change.dot.origin, change.dot.timestamp))
+                    # Whatever else the group does to the key, one state brings all of it.
+                    passed.add(key)
+            reached.setdefault(key, {})[change.dot.origin] = change.dot.timestamp
+        passed.update(reached)
+        return needs
+
+    cdef bint _reaches(self, const Change* change, dict context) except -1:
+        """Whether the loaded key's context together with `context` has all that the change builds on."""
+        cdef Reader r = reader_of(change.parts)
+        cdef Part part
+        cdef Dot dot
+        cdef size_t i
+        if context.get(change.dot.origin, 0) >= change.dot.timestamp:
+            return True
+        if max(context.get(change.dot.origin, 0), head_context(&self.head, change.dot.origin)) < change.previous:
+            return False
+        while part_next(&r, &part) == 1:
+            if part.tag != PART_ELEMENT and part.tag != PART_CLEAR:
+                continue
+            for i in range(part.dot_count):
+                dot = dot_at(part.dots, i)
+                if max(context.get(dot.origin, 0), head_context(&self.head, dot.origin)) < dot.timestamp:
+                    return False
+        return True
+
+    def _kept_context(self, bytes key):
+        kept = self.kept.get(key)
+        return {} if kept is None else kept[1]
+
+    cdef object _apply_groups(self, const uint8_t* data, size_t size):
+        """Apply groups in order; None, or the first need of one that doesn't fit: nothing of that one is in."""
+        cdef Reader r = reader_of(slice_of(data, size))
+        cdef Slice body
+        cdef int status
+        while True:
+            with nogil:
+                status = self._apply_fitting(&r, &body)
+            if status != Status.ERR_GUARD:
+                self._check(status)
+                return None
+            used = set()
+            needs = self._group_needs(body, set(), used)
+            if needs:
+                return needs[0]
+            kept = []
+            for key in self._keys_of_group(body):
+                if key in used:
+                    kept.append(self.kept[key][0])
+                self._drop_kept(key)
+            self._check(self._apply_with_states(body, kept))
+
+    cdef int _apply_fitting(self, Reader* r, Slice* body) noexcept nogil:
+        """Apply groups whose guards hold on what is stored. ERR_GUARD: *body, the last one, needs a closer look."""
+        cdef Reader group
+        cdef int status
+        while reader_left(r):
+            body[0] = get_slice(r)
+            if self._group_applied(body[0]):
+                continue
+            group = reader_of(body[0])
+            get_slice(&group)
+            if self.kept_bytes:
+                return Status.ERR_GUARD
+            if reader_left(&group):
+                # One change finds out by itself whether it fits; of several none may be in before all do.
+                status = self._group_fits(body[0])
+                if status != 1:
+                    return Status.ERR_GUARD if status == 0 else status
+            self.batch_begin()
+            status = self._apply_group(body[0], reader_left(&group) == 0)
+            if status < 0:
+                return status
+        return Status.OK
+
+    cdef int _apply_with_states(self, Slice body, list states) except? -1:
+        """One frame for all of it: neither a reader nor a crash gets between the states and the changes."""
+        cdef Slice state
+        cdef int status
+        self.batch_begin()
+        for each in states:
+            state = slice_of(<const uint8_t*><bytes>each, len(each))
+            with nogil:
+                status = self.apply_change(state)
+                if status >= 0:
+                    status = self.log_change(state)
+            if status < 0:
+                self.grouping = False
+                self.group.size = 0
+                return self._fail(status)
+        with nogil:
+            status = self._apply_group(body, False)
+        return status
+
+    cdef list _keys_of_group(self, Slice body):
+        """The keys of a group, each once, in order."""
+        cdef Reader group = reader_of(body)
+        cdef Change change
+        keys = {}
+        while reader_left(&group):
+            change_parse(get_slice(&group), &change)
+            keys[change.key.data[: change.key.size]] = None
+        return list(keys)
+
+    cdef int _apply_group(self, Slice body, bint unchecked) noexcept nogil:
+        """Merge and log a group as the rest of a frame that has begun.
+
+        Its guards are known to hold in this order, or it is one change `unchecked`: then ERR_GUARD says that
+        it doesn't fit, and nothing happened.
+        """
+        cdef Reader group = reader_of(body)
+        cdef Change change
+        cdef bint counts
+        cdef int status = Status.OK
+        while reader_left(&group):
+            change_parse(get_slice(&group), &change)
+            counts = not is_state(&change)
+            if counts and vector_covers(&self.applied, change.dot.origin, change.dot.timestamp):
+                continue
+            status = self.apply_change(change.body)
+            if status >= 0:
+                self.duplicate_changes += counts and status == DUPLICATE
+                self.applied_changes += counts
+                # Logged even if the state has it already: the log is where others recover it from.
+                status = self.log_change(change.body)
+            if status >= 0 and counts:
+                status = vector_raise(&self.applied, change.dot.origin, change.dot.timestamp)
+            if status < 0:
+                self.grouping = False
+                if unchecked and self.group.size == 0:
+                    return status
+                # Half a group must be neither served nor logged.
+                self.group.size = 0
+                return self._fail(status)
+        return self.batch_end()
+
+    cdef int _apply_states(self, const uint8_t* data, size_t size) noexcept nogil:
+        cdef Reader r = reader_of(slice_of(data, size))
+        cdef Slice body
+        cdef int status = Status.OK
+        while reader_left(&r) and status >= 0:
+            body = get_slice(&r)
+            status = self.apply_change(body)
+            if status >= 0:
+                self.group.size = 0
+                status = put_u8(&self.group, FRAME_STATE) | put_bytes(&self.group, body.data, body.size)
+            if status >= 0:
+                status = self.log_group()
+        return status
+
+    def supply_state(self, need, bytes state not None):
+        """Keep the state of the key that `need` (a `Need`) names, as the sender's `key_state` gave it.
+
+        It is joined with the group that needs it, once all that the group needs is there. Raises
+        ProtocolError when it isn't that key's state or doesn't reach what was needed, ClockDriftError when
+        it holds a timestamp too far ahead, TooLargeError when no memory is set aside for one this large.
+        """
+        cdef Change change
+        cdef Dot dot
+        cdef uint64_t newest = 0
+        cdef Slice given = slice_of(<const uint8_t*>state, len(state))
+        cdef bytes key = need.namespace_key
+        cdef int status
+        with nogil:
+            status = change_validate(given, True, &newest)
+        if status == Status.OK:
+            change_parse(given, &change)
+            if change.key.data[: change.key.size] != key:
+                status = Status.ERR_DECODE
+        if status < 0:
+            raise ProtocolError(f"the state that the peer sent for key {key[1:]!r} is malformed; nothing was applied")
+        if len(state) > KEPT_BYTES:
+            raise TooLargeError(
+                f"the state of key {key[1:]!r} has {len(state)} bytes; a pull takes up to {KEPT_BYTES}"
+            )
+        dot.origin = need.origin
+        dot.timestamp = need.timestamp
+        with nogil:
+            self.lock()
+        try:
+            self._check(Status.ERR_FAILED if self.failed else Status.OK)
+            if not full_state_covers(&change, dot):
+                raise ProtocolError(
+                    f"the state that the peer sent for key {key[1:]!r} lacks update {need.timestamp} of origin "
+                    f"{need.origin:#018x}; nothing was applied"
+                )
+            if self.clock.observe(newest) < 0:
+                raise ClockDriftError(
+                    f"the state of key {key[1:]!r} has a timestamp too far ahead of this node's clock; "
+                    "nothing was merged"
+                )
+            if vector_covers(&self.applied, dot.origin, dot.timestamp):
+                return
+            self._drop_kept(key)
+            self.kept[key] = state, _context_of(&change)
+            self.kept_bytes += len(state)
+            while self.kept_bytes > KEPT_BYTES:
+                # Asked for by a link that has gone, most likely. Whoever still needs it asks again.
+                self._drop_kept(next(iter(self.kept)))
+        finally:
+            self.unlock()
+
+    def _drop_kept(self, bytes key):
+        kept = self.kept.pop(key, None)
+        if kept is not None:
+            self.kept_bytes -= len(kept[0])
+
+
+cdef dict _context_of(const Change* change):
+    """The causal context of a full state that is valid, as a dict of origin to timestamp."""
+    cdef Reader r = reader_of(change.parts)
+    cdef Part part
+    cdef Head head
+    cdef size_t i
+    part_next(&r, &part)
+    head_init(&head)
+    try:
+        check(head_decode(&head, part.value))
+        return {head.rows[i].origin: head.rows[i].context for i in range(head.size)}
+    finally:
+        head_free(&head)
+
+
+cdef int _check_spans(const uint8_t* data, size_t size, Vector* held, const Vector* upto) noexcept nogil:
+    """Whether a well-formed body holds, of each origin in its order, changes after `held` that end at `upto`.
+
+    The changes of one group share their origin.
+    """
+    cdef Reader r = reader_of(slice_of(data, size))
+    cdef Reader group
+    cdef Change change
+    cdef uint64_t origin
+    cdef size_t i
+    while reader_left(&r):
+        group = reader_of(get_slice(&r))
+        origin = 0
+        while reader_left(&group):
+            change_parse(get_slice(&group), &change)
+            if is_state(&change):
+                continue
+            if origin and change.dot.origin != origin:
+                return Status.ERR_DECODE
+            origin = change.dot.origin
+            if vector_covers(held, change.dot.origin, change.dot.timestamp):
+                return Status.ERR_DECODE
+            if not vector_covers(upto, change.dot.origin, change.dot.timestamp):
+                return Status.ERR_DECODE
+            if vector_raise(held, change.dot.origin, change.dot.timestamp) < 0:
+                return Status.ERR_MEMORY
+    for i in range(upto.size):
+        if not vector_covers(held, upto.dots[i].origin, upto.dots[i].timestamp):
+            return Status.ERR_DECODE
+    return Status.OK
