@@ -70,6 +70,7 @@ def put(Store store not None, bytes key not None, bytes value not None, int64_t 
     """
     cdef int flags = 0
     cdef int status
+    cdef int committed
     cdef bint found
     cdef Slice old
     cdef Slice name = _slice(key)
@@ -83,19 +84,20 @@ def put(Store store not None, bytes key not None, bytes value not None, int64_t 
     with nogil:
         store.lock()
         status = store.op_set(name, text, flags, deadline_ms, &old, &found)
-        store.unlock()
-    return store._checked_commit(status) == 1
+        committed = store.commit_held()
+    return store._settle(status, committed) == 1
 
 
 def delete(Store store not None, bytes key not None):
     """Remove a key of any type. Returns whether it existed."""
     cdef int status
+    cdef int committed
     cdef Slice name = _slice(key)
     with nogil:
         store.lock()
         status = store.op_delete(name)
-        store.unlock()
-    return store._checked_commit(status) == 1
+        committed = store.commit_held()
+    return store._settle(status, committed) == 1
 
 
 def kind(Store store not None, bytes key not None):
@@ -125,12 +127,13 @@ def deadline(Store store not None, bytes key not None):
 def expire_at(Store store not None, bytes key not None, int64_t deadline_ms):
     """Set the deadline (Unix ms) of a key; 0 removes it. Returns whether anything changed."""
     cdef int status
+    cdef int committed
     cdef Slice name = _slice(key)
     with nogil:
         store.lock()
         status = store.op_expire_at(name, deadline_ms) if deadline_ms else store.op_persist(name)
-        store.unlock()
-    return store._checked_commit(status) == 1
+        committed = store.commit_held()
+    return store._settle(status, committed) == 1
 
 
 def increment(Store store not None, bytes key not None, int64_t amount):
@@ -139,13 +142,14 @@ def increment(Store store not None, bytes key not None, int64_t amount):
     Raises WrongTypeError, NotAnIntegerError or OverflowError; nothing has changed then.
     """
     cdef int status
+    cdef int committed
     cdef int64_t result = 0
     cdef Slice name = _slice(key)
     with nogil:
         store.lock()
         status = store.op_increment(name, amount, &result)
-        store.unlock()
-    store._checked_commit(status)
+        committed = store.commit_held()
+    store._settle(status, committed)
     return result
 
 
@@ -153,6 +157,7 @@ cdef int64_t _change_elements(Store store, bytes key, items, int kind, bint remo
     """Add or remove elements (or, to a map, add pairs). Returns how many that made or ended."""
     cdef int64_t changed = 0
     cdef int status = Status.OK
+    cdef int committed
     cdef size_t count = len(items)
     cdef Slice name = _slice(key)
     cdef Slice* slices = _slices(items)
@@ -169,9 +174,9 @@ cdef int64_t _change_elements(Store store, bytes key, items, int kind, bint remo
             status = store.op_map_remove(name, slices, count, &changed)
         else:
             status = store.op_map_set(name, slices, count // 2, &changed)
-        store.unlock()
+        committed = store.commit_held()
     free(slices)
-    store._checked_commit(status)
+    store._settle(status, committed)
     return changed
 
 
@@ -268,13 +273,14 @@ def map_increment(Store store not None, bytes key not None, bytes field not None
     """Add to a map's field. Returns the new value."""
     cdef int64_t result = 0
     cdef int status
+    cdef int committed
     cdef Slice name = _slice(key)
     cdef Slice item = _slice(field)
     with nogil:
         store.lock()
         status = store.op_map_increment(name, item, amount, &result)
-        store.unlock()
-    store._checked_commit(status)
+        committed = store.commit_held()
+    store._settle(status, committed)
     return result
 
 
@@ -339,6 +345,7 @@ def system_set(Store store not None, bytes name not None, bytes value not None):
     cdef Slice key = _slice(name)
     cdef Slice text = _slice(value)
     cdef int status
+    cdef int committed
     if key.size > <size_t>MAX_KEY or text.size > <size_t>MAX_VALUE:
         raise TooLargeError(f"system register {name[:40]!r}: its name or value is over the limit")
     with nogil:
@@ -348,8 +355,8 @@ def system_set(Store store not None, bytes name not None, bytes value not None):
             status = store.delta_begin() | put_register(&store.delta, 0, store.head.dot, text)
         if status == Status.OK:
             status = store.delta_end()
-        store.unlock()
-    store._checked_commit(status)
+        committed = store.commit_held()
+    store._settle(status, committed)
 
 
 def system_items(Store store not None, bytes prefix=b""):

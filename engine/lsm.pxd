@@ -35,6 +35,7 @@ cdef class Lsm:
     cdef Memtable* active
     cdef Versions versions             # what lies below it
     cdef uint64_t seed
+    cdef uint64_t empty_epoch          # of the versions while they list nothing: nothing older to look for
     cdef size_t memtable_bytes
     cdef size_t set_aside              # so many of the newest frozen tables were frozen without a checkpoint
     cdef size_t set_aside_bytes

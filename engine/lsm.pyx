@@ -81,6 +81,7 @@ cdef class Lsm:
 
     def __cinit__(self, *args, **kwargs):
         self.seed = secrets.randbits(64)
+        self.empty_epoch = ~<uint64_t>0
         self.active = memtable_new(self.seed)
         if self.active == NULL:
             raise MemoryError
@@ -185,10 +186,17 @@ cdef class Lsm:
         return 1
 
     cdef int _get_older(self, uint64_t key_hash, Slice key, Pin* pin, Slice* value) noexcept nogil:
-        cdef Version* version = self.versions.hold()
+        cdef unsigned long long epoch = ew_load(&self.versions.epoch)
+        cdef Version* version
         cdef int found = 0
         cdef Entry* e
         cdef size_t i
+        if epoch == self.empty_epoch:
+            return 0
+        version = self.versions.hold()
+        if version.frozen_count == 0 and version.table_count == 0:
+            # Taken before the version: when that has changed in between, the note is of an epoch that is over.
+            self.empty_epoch = epoch
         for i in range(version.frozen_count):
             e = memtable_find(version.frozen[i], key_hash, key)
             if e != NULL:

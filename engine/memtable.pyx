@@ -7,6 +7,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 from everwrite.coding cimport Slice
 from everwrite.memtable_order cimport order_free
 from everwrite.pins cimport counted_init
+from everwrite.prefetch cimport prefetch_line
 from everwrite.status cimport Status
 from everwrite.threads cimport pthread_mutex_destroy, pthread_mutex_init
 from everwrite.undo cimport undo_missing, undo_present, undo_reserve
@@ -27,11 +28,9 @@ cdef extern from *:
         (void)at; (void)size;
     #endif
     }
-    static inline void ew_prefetch(const void* at) { __builtin_prefetch(at); }
     """
     void* ew_aligned(size_t alignment, size_t size) noexcept nogil
     void ew_large_pages(void* at, size_t size) noexcept nogil
-    void ew_prefetch(const void* at) noexcept nogil
 
 
 cdef enum:
@@ -258,8 +257,8 @@ cdef Entry* memtable_find(Memtable* t, uint64_t key_hash, Slice key) noexcept no
             return NULL
         if (slot ^ tag) >> 48 == 0:
             e = _entry(slot)
-            ew_prefetch(<uint8_t*>e + 64)
-            ew_prefetch(<uint8_t*>e + 128)
+            prefetch_line(<uint8_t*>e + 64)
+            prefetch_line(<uint8_t*>e + 128)
             if (
                 e.hash == <uint32_t>(key_hash >> 32)
                 and (e.key_flags & KEY_SIZE_MASK) == key.size
@@ -271,7 +270,7 @@ cdef Entry* memtable_find(Memtable* t, uint64_t key_hash, Slice key) noexcept no
 
 cdef void memtable_prefetch_slot(Memtable* t, uint64_t key_hash) noexcept nogil:
     cdef uint64_t word = t.directory[_directory_index(t, key_hash)]
-    ew_prefetch(&_slots(_segment(word))[(key_hash >> 32) & ((<uint64_t>1 << (word & 63)) - 1)])
+    prefetch_line(&_slots(_segment(word))[(key_hash >> 32) & ((<uint64_t>1 << (word & 63)) - 1)])
 
 
 cdef void memtable_prefetch_entry(Memtable* t, uint64_t key_hash) noexcept nogil:
@@ -283,9 +282,9 @@ cdef void memtable_prefetch_entry(Memtable* t, uint64_t key_hash) noexcept nogil
     while slots[i] != 0:
         if (slots[i] ^ (key_hash << 48)) >> 48 == 0:
             place = <const uint8_t*>_entry(slots[i])
-            ew_prefetch(place)
-            ew_prefetch(place + 64)
-            ew_prefetch(place + 128)
+            prefetch_line(place)
+            prefetch_line(place + 64)
+            prefetch_line(place + 128)
             return
         i = (i + 1) & mask
 
@@ -316,7 +315,7 @@ cdef void _spread(Segment* source, Segment* zeros, Segment* ones) noexcept nogil
     cdef uint32_t entry_hash
     for i in range(size):
         if i + PREFETCH_DISTANCE < size and slots[i + PREFETCH_DISTANCE] != 0:
-            ew_prefetch(_entry(slots[i + PREFETCH_DISTANCE]))
+            prefetch_line(_entry(slots[i + PREFETCH_DISTANCE]))
         if slots[i] == 0:
             continue
         entry_hash = _entry(slots[i]).hash

@@ -16,7 +16,7 @@ from everwrite.threads cimport pthread_mutex_lock, pthread_mutex_unlock
 cdef enum:
     HEIGHT_LIMIT = 16                  # a tree of half-full nodes this high would hold 32^16 keys
     INSERTION_SORT_LIMIT = 12
-    AHEAD = 8                          # entries that a cursor asks the processor for before it gets there
+    AHEAD = 16                         # entries that a cursor asks the processor for before it gets there
 
 
 cdef struct Sortable:
@@ -436,6 +436,7 @@ cdef inline void _prefetch_entry(const Leaf* leaf, uint32_t position) noexcept n
     prefetch_line(e)
     prefetch_line(<const char*>e + 64)
     prefetch_line(<const char*>e + 128)
+    prefetch_line(<const char*>e + 184)
 
 
 cdef inline void _prefetch_leaf(const Leaf* leaf) noexcept nogil:
