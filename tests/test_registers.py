@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Iterator
 from itertools import permutations
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 import everwrite
 from everwrite import access, register_access
+from everwrite.batch import CHANGES, STATES, encode_batch
 from everwrite.database import Database
+from everwrite.kinds import KIND_NAMES
 from everwrite.memory_files import MemoryFiles
 from tests.reference.model_store import USER
 from tests.reference.sketch import estimate, groups_of
@@ -279,3 +282,77 @@ def test_names_and_values_are_bytes(db: Database) -> None:
         with pytest.raises(TypeError, match="bytes"):
             write()
     assert db.kind(b"k") == "none"
+
+
+ORIGIN = 9 << 16 | 1
+
+
+def change(db: Database, parts: bytes, flags: int = 0) -> bytes:
+    """A batch with one change of another store, made of these parts."""
+    timestamp = db.now_ms() << 16
+    dot = b"" if flags else struct.pack("<QQ", ORIGIN, timestamp)
+    body = bytes([flags]) + dot.rjust(16, b"\0") + bytes(8) + b"\2" + USER + b"k" + parts
+    if flags:
+        return encode_batch(STATES, [], 1, varint(len(body)) + body, resync=1, index=0)
+    group = varint(len(body)) + body
+    return encode_batch(CHANGES, [(ORIGIN, 0, timestamp)], 1, varint(len(group)) + group)
+
+
+def varint(number: int) -> bytes:
+    return bytes([number]) if number < 0x80 else bytes([number & 0x7F | 0x80]) + varint(number >> 7)
+
+
+def element_part(kind: int, value: bytes) -> bytes:
+    return bytes([5, kind, 0, 1]) + varint(len(value)) + value + b"\0\0"
+
+
+def state_parts(listed: int, kind: int, value: bytes) -> bytes:
+    """A whole state whose head lists one kind and which has an element of another."""
+    dot = struct.pack("<QQ", ORIGIN, 5)
+    rows = b"\1" + struct.pack("<QBQ", ORIGIN, 0, 5)
+    head = bytes([16 | 8, 1, listed]) + dot + b"\1" + bytes(16) + rows
+    element = b"\1" + dot + varint(len(value)) + value + b"\0"
+    return b"\7" + varint(len(head)) + head + bytes([8, kind, 0]) + varint(len(element)) + element
+
+
+WELL_FORMED = {4: b"v", 5: b"", 6: b"\1" + bytes(7), 7: b"\1" + bytes(7), 8: bytes(48)}
+
+
+@pytest.mark.parametrize("kind", WELL_FORMED)
+def test_a_change_that_is_well_formed_is_taken(kind: int) -> None:
+    for make in (
+        lambda db: change(db, element_part(kind, WELL_FORMED[kind])),
+        lambda db: change(db, state_parts(kind, kind, WELL_FORMED[kind]), 1),
+    ):
+        with open_store(1) as db:
+            db.apply(make(db))
+            assert db.kind(b"k") == KIND_NAMES[kind]
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        *(
+            pytest.param(lambda db, k=k: change(db, element_part(k, b"1234567")), id=f"value of {k}")
+            for k in (5, 6, 7, 8)
+        ),
+        *(
+            pytest.param(lambda db, k=k: change(db, state_parts(k, k, b"7"), 1), id=f"state of {k}")
+            for k in (5, 6, 7, 8)
+        ),
+        *(pytest.param(lambda db, k=k: change(db, element_part(k, b"")), id=f"kind {k}") for k in (0, 1, 12, 255)),
+        pytest.param(lambda db: change(db, state_parts(4, 5, b""), 1), id="kind not listed"),
+        pytest.param(lambda db: change(db, state_parts(12, 12, b""), 1), id="unknown kind listed"),
+        *(
+            pytest.param(lambda db, m=m: change(db, b"\6" + struct.pack("<H", m) + b"\0"), id=f"mask {m}")
+            for m in (0, 1, 2, 1 << 12, 0xFFFF)
+        ),
+    ],
+)
+def test_a_malformed_change_is_refused_whole(db: Database, malformed: Callable[[Database], bytes]) -> None:
+    db.flag(b"k").enable()
+    before = db.applied_dict()
+    with pytest.raises(everwrite.ProtocolError, match="nothing of it was applied"):
+        db.apply(malformed(db))
+    assert db.flag(b"k").enabled
+    assert db.applied_dict() == before
