@@ -16,7 +16,8 @@ cdef void slots_close(TableSlots* slots) noexcept nogil
 cdef int stored_check(
     const char* path, uint64_t offset, const uint8_t* stored, size_t size, size_t limit, size_t* content_size
 ) noexcept nogil
-# What a checked data block holds: where its offsets are, and how many. OK or ERR_CORRUPT.
+# What a checked data block holds: where its offsets are, and how many. What these name is checked by whoever decodes
+# an entry. OK or ERR_CORRUPT.
 cdef int entries_check(
     const char* path, uint64_t offset, const uint8_t* content, size_t size, size_t* entries_size, size_t* count
 ) noexcept nogil
@@ -59,6 +60,10 @@ cdef class BlockCache:
     # Open tables take more or less than before.
     cdef void reserve(self, size_t bytes) noexcept nogil
 
+    cdef int _adopt(
+        self, Table* table, size_t number, const uint8_t* stored, size_t size, Block* block, Block** out
+    ) noexcept nogil
+    cdef int _admit(self, Table* table, size_t number, Block* block) noexcept nogil
     cdef void _insert(self, Table* table, size_t number, Block* block) noexcept nogil
     cdef void _evict(self) noexcept nogil
     cdef int _grow(self) noexcept nogil

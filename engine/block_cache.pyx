@@ -1,7 +1,7 @@
 """Blocks from file to memory: read, check, decompress, cache."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
 from everwrite.block_pool cimport block_new, block_pool_new, block_weight
@@ -29,7 +29,6 @@ from everwrite.table_format cimport (
 )
 
 cdef enum:
-    STACK_READ = 8192                  # a block of the usual size is read without asking for memory
     LOOK_AHEAD = 8                     # slots that the hand asks the processor for
     RESERVE_SHARE = 2                  # open tables push out at most this part of the cache
 
@@ -73,18 +72,12 @@ cdef int entries_check(
     const char* path, uint64_t offset, const uint8_t* content, size_t size, size_t* entries_size, size_t* count
 ) noexcept nogil:
     cdef size_t found
-    cdef size_t i
-    cdef unsigned largest = 0
     if size < 6:
         return fault_corrupt(path, offset, "a block has no room for an entry")
     found = entry_offset(content + size - 2, 0)
     if found == 0 or 2 * found + 2 > size or (found > 1 and size > BLOCK_TARGET):
         return fault_corrupt(path, offset, "a block has no room for its entries")
     entries_size[0] = size - 2 - 2 * found
-    for i in range(found):
-        largest = max(largest, entry_offset(content + entries_size[0], i))
-    if largest >= entries_size[0]:
-        return fault_corrupt(path, offset, "an entry begins behind the entries")
     count[0] = found
     return Status.OK
 
@@ -129,8 +122,8 @@ cdef class BlockCache:
         return self.load(table, number, out)
 
     cdef int load(self, Table* table, size_t number, Block** out) noexcept nogil:
-        cdef uint8_t buffer[STACK_READ]
-        cdef uint8_t* stored = buffer
+        cdef uint8_t* stored
+        cdef Block* block
         cdef uint64_t offset = table.offsets[number]
         cdef size_t size = table.offsets[number + 1] - offset
         cdef int64_t got
@@ -139,32 +132,67 @@ cdef class BlockCache:
         if self.cached_only:
             return Status.WOULD_BLOCK
         self.misses += 1
-        if size > STACK_READ:
-            stored = <uint8_t*>malloc(size)
-            if stored == NULL:
-                return Status.ERR_MEMORY
+        block = block_new(self.pool, offset, size)
+        if block == NULL:
+            return Status.ERR_MEMORY
+        stored = <uint8_t*>block_data(block)
         got = self.files.read(table.file, offset, stored, size)
         if got < 0:
             status = <int>got
         elif <uint64_t>got < size:
             status = fault_corrupt(table.path, offset, "the file ends within a block")
-        else:
+        elif stored[size - BLOCK_TRAILER] != BLOCK_STORED:
             status = self.unpack(table, number, stored, out)
-        if stored != buffer:
-            free(stored)
+        else:
+            # It is used where it was read: what follows its content is of no harm.
+            status = self._adopt(table, number, stored, size, block, out)
+            if status == Status.OK:
+                return status
+        counted_release(&block.counted)
         return status
+
+    cdef int _adopt(
+        self, Table* table, size_t number, const uint8_t* stored, size_t size, Block* block, Block** out
+    ) noexcept nogil:
+        """Check a block that isn't compressed; with `stored` in its place."""
+        cdef size_t content_size = 0
+        cdef int status = stored_check(
+            table.path, table.offsets[number], stored, size,
+            table.size if number >= table.block_count else DATA_BLOCK_LIMIT, &content_size,
+        )
+        if status == Status.OK:
+            block.size = <uint32_t>content_size
+            status = self._admit(table, number, block)
+        if status == Status.OK:
+            out[0] = block
+        return status
+
+    cdef int _admit(self, Table* table, size_t number, Block* block) noexcept nogil:
+        """Check the form of a block's content, and put it in the cache."""
+        cdef size_t entries_size
+        cdef size_t count = 0
+        cdef int status
+        if number < table.block_count:
+            status = entries_check(table.path, block.offset, block_data(block), block.size, &entries_size, &count)
+            if status < 0:
+                return status
+            block.count = <uint32_t>count
+        elif block.size == 0 or block.size % LINE_SIZE != 0:
+            return fault_corrupt(table.path, block.offset, "a page of the index is no whole number of lines")
+        # One huge value must not push everything else out.
+        if not self.bypass and block_weight(block.size) <= self.limit // 4:
+            self._insert(table, number, block)
+        return Status.OK
 
     cdef int unpack(self, Table* table, size_t number, const uint8_t* stored, Block** out) noexcept nogil:
         cdef uint64_t offset = table.offsets[number]
         cdef size_t size = table.offsets[number + 1] - offset
-        cdef bint is_page = number >= table.block_count
         cdef size_t content_size = 0
-        cdef size_t entries_size
-        cdef size_t count = 0
         cdef uint8_t* content
         cdef Block* block
         cdef int status = stored_check(
-            table.path, offset, stored, size, table.size if is_page else DATA_BLOCK_LIMIT, &content_size
+            table.path, offset, stored, size, table.size if number >= table.block_count else DATA_BLOCK_LIMIT,
+            &content_size,
         )
         if status < 0:
             return status
@@ -179,17 +207,10 @@ cdef class BlockCache:
             if status == Status.ERR_DECODE:
                 status = fault_corrupt(table.path, offset, "a block can't be decompressed to its size")
         if status == Status.OK:
-            if not is_page:
-                status = entries_check(table.path, offset, content, content_size, &entries_size, &count)
-                block.count = <uint32_t>count
-            elif content_size == 0 or content_size % LINE_SIZE != 0:
-                status = fault_corrupt(table.path, offset, "a page of the index is no whole number of lines")
+            status = self._admit(table, number, block)
         if status < 0:
             counted_release(&block.counted)
             return status
-        # One huge value must not push everything else out.
-        if not self.bypass and block_weight(content_size) <= self.limit // 4:
-            self._insert(table, number, block)
         out[0] = block
         return Status.OK
 

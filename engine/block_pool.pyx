@@ -33,8 +33,8 @@ cdef extern from *:
 
 
 cdef enum:
-    # One line more than a page: else the headers of all blocks would fall in one set of the processor's cache.
-    FRAME = 4160
+    # Some lines more than a page: else the headers of all blocks would fall in one set of the processor's cache.
+    FRAME = 4224
     SLAB = 2 << 20
     SLAB_FRAMES = SLAB // FRAME
     READ_ROOM = 8                      # an entry of the index is read as a word, and may be the last of its block

@@ -57,6 +57,12 @@ cdef class Lsm:
     cdef readonly uint64_t bytes_flushed       # of the files that flushes have written
     cdef readonly uint64_t bytes_compacted     # of those that compactions have
     cdef unsigned long long noted_epoch        # of the versions when the cache was last told of their tables
+    # A version that was held for a read and is kept for the next one, so that a read needn't take the versions' mutex.
+    # Whoever exchanges versions takes it away. `kept_epoch` is the newest version's when it was held.
+    cdef void* kept
+    cdef unsigned long long kept_epoch
+    cdef bint keeps
+    cdef uint64_t ahead[64]                    # fixed hashes of keys that are being fetched, by their seeded hashes
 
     # 1 found, 0 absent, negative error. *value stays valid until the pin is released, but,
     # when it lies in the active memory table, only until the next put or remove of the same key or the next freeze.
@@ -89,6 +95,9 @@ cdef class Lsm:
 
     cdef int _get_older(self, uint64_t key_hash, Slice key, Pin* pin, Slice* value) noexcept nogil
     cdef int _get_from_tables(self, Version* version, Slice key, Pin* pin, Slice* value) noexcept nogil
+    cdef Version* _take_version(self) noexcept nogil
+    cdef void _return_version(self, Version* version) noexcept nogil
+    cdef void _drop_kept(self) noexcept nogil
     cdef void _note_tables(self, const Version* version) noexcept nogil
     cdef int _renew(self, LsmIterator* it) noexcept nogil
     cdef int _prepare(self, LsmIterator* it, Slice* key) noexcept nogil

@@ -23,10 +23,12 @@ from everwrite.merge_iterator cimport (
     Merge, merge_add_memtable, merge_add_table, merge_free, merge_init, merge_key, merge_next, merge_previous,
     merge_refresh_newest, merge_removed, merge_seek, merge_seek_back, merge_seek_last, merge_value,
 )
-from everwrite.pins cimport Counted, counted_hold, counted_release, ew_load
+from everwrite.pins cimport Counted, counted_hold, counted_release, ew_exchange, ew_load
 from everwrite.status cimport Status, check
 from everwrite.table_format cimport KEY_HASH_SEED, Block, Table
-from everwrite.table_reader cimport TABLE_ABSENT, TABLE_FOUND, table_close, table_get, table_open, table_prefetch
+from everwrite.table_reader cimport (
+    TABLE_ABSENT, TABLE_FOUND, table_close, table_get, table_open, table_prefetch, table_prefetch_entry,
+)
 from everwrite.versions cimport Exchange, Version, Versions
 
 from everwrite import manifest as manifests
@@ -100,6 +102,7 @@ cdef class Lsm:
         self.memtable_bytes = memtable_bytes
         self.cache = BlockCache(files, block_cache_bytes)
         self.versions = Versions(files)
+        self.keeps = True
         self.flush_lock = threading.Lock()
         self.compact_lock = threading.Lock()
         self.manifest_lock = threading.Lock()
@@ -115,6 +118,8 @@ cdef class Lsm:
         self._remove_orphans()
 
     def __dealloc__(self):
+        if self.kept != NULL and self.versions is not None:
+            self.versions.release(<Version*>self.kept)
         if self.active != NULL:
             counted_release(&self.active.counted)
 
@@ -193,7 +198,7 @@ cdef class Lsm:
         cdef size_t i
         if epoch == self.empty_epoch:
             return 0
-        version = self.versions.hold()
+        version = self._take_version()
         if version.frozen_count == 0 and version.table_count == 0:
             # Taken before the version: when that has changed in between, the note is of an epoch that is over.
             self.empty_epoch = epoch
@@ -207,8 +212,33 @@ cdef class Lsm:
                 break
         else:
             found = self._get_from_tables(version, key, pin, value)
-        self.versions.release(version)
+        self._return_version(version)
         return found
+
+    cdef Version* _take_version(self) noexcept nogil:
+        """The newest version, with a reference."""
+        cdef Version* version
+        if self.keeps:
+            version = <Version*>ew_exchange(&self.kept, NULL)
+            if version != NULL:
+                if self.kept_epoch == ew_load(&self.versions.epoch):
+                    return version
+                self.versions.release(version)
+            # Looked at first: when it changes before the version is held, the next read holds once more.
+            self.kept_epoch = ew_load(&self.versions.epoch)
+        return self.versions.hold()
+
+    cdef void _return_version(self, Version* version) noexcept nogil:
+        if self.keeps and self.kept_epoch == ew_load(&self.versions.epoch):
+            version = <Version*>ew_exchange(&self.kept, version)
+        if version != NULL:
+            self.versions.release(version)
+
+    cdef void _drop_kept(self) noexcept nogil:
+        """Keep no version: its tables may have been merged."""
+        cdef Version* version = <Version*>ew_exchange(&self.kept, NULL)
+        if version != NULL:
+            self.versions.release(version)
 
     cdef int _get_from_tables(self, Version* version, Slice key, Pin* pin, Slice* value) noexcept nogil:
         cdef uint64_t key_hash
@@ -248,11 +278,32 @@ cdef class Lsm:
 
     cdef uint64_t prefetch(self, Slice key) noexcept nogil:
         cdef uint64_t key_hash = hash64(key, self.seed)
+        cdef Version* version
+        cdef uint64_t fixed_hash
+        cdef size_t i
         memtable_prefetch_slot(self.active, key_hash)
+        if self.empty_epoch == ew_load(&self.versions.epoch):
+            return key_hash
+        version = self._take_version()
+        if version.table_count:
+            fixed_hash = hash64(key, KEY_HASH_SEED)
+            self.ahead[key_hash & 63] = fixed_hash
+            for i in range(version.table_count):
+                table_prefetch(version.tables[i], fixed_hash)
+        self._return_version(version)
         return key_hash
 
     cdef void prefetch_entry(self, uint64_t key_hash) noexcept nogil:
+        cdef Version* version
+        cdef size_t i
         memtable_prefetch_entry(self.active, key_hash)
+        if self.empty_epoch == ew_load(&self.versions.epoch):
+            return
+        version = self._take_version()
+        for i in range(version.table_count):
+            # Another key may have taken the place: then this fetches in vain.
+            table_prefetch_entry(version.tables[i], self.ahead[key_hash & 63])
+        self._return_version(version)
 
     cdef int put(self, Slice key, Slice value) noexcept nogil:
         cdef int status = memtable_put(self.active, hash64(key, self.seed), key, value)
@@ -481,6 +532,7 @@ cdef class Lsm:
             manifests.save(self.files, self._path(_MANIFEST_NAME), manifest)
             with nogil:
                 status = self.versions.exchange(change)
+                self._drop_kept()
             check(status)
         except BaseException:
             if change.table != NULL:
@@ -622,6 +674,7 @@ cdef class Lsm:
                 # Replaced before it goes: statistics may look at it meanwhile.
                 empty, self.active = self.active, empty
                 counted_release(&empty.counted)
+                self._drop_kept()
                 self.versions.clear()
                 self.versions.bury()
 

@@ -13,6 +13,7 @@ cdef extern from *:
     static inline unsigned long long ew_load(const unsigned long long* at) {
         return __atomic_load_n(at, __ATOMIC_ACQUIRE);
     }
+    static inline void* ew_exchange(void** at, void* value) { return __atomic_exchange_n(at, value, __ATOMIC_ACQ_REL); }
     static inline void ew_store(unsigned long long* at, unsigned long long value) {
         __atomic_store_n(at, value, __ATOMIC_RELEASE);
     }
@@ -22,6 +23,7 @@ cdef extern from *:
     int ew_count_down(int* refs) noexcept nogil
     unsigned long long ew_load(const unsigned long long* at) noexcept nogil
     void ew_store(unsigned long long* at, unsigned long long value) noexcept nogil
+    void* ew_exchange(void** at, void* value) noexcept nogil
 
 
 cdef struct Counted:

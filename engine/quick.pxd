@@ -30,6 +30,9 @@ cdef class QuickKeyspace(TypedKeyspace):
     cdef int set_quick(self, Slice key, uint64_t key_hash, Slice value) noexcept nogil       # 1
     cdef int delete_quick(self, Slice key, uint64_t key_hash) noexcept nogil                 # 1, or 0 no such key
 
-    cdef int _find_stored(self, Slice name, uint64_t key_hash, Entry** e, Slice* stored) noexcept nogil
+    cdef int _get_short(self, Slice key, uint64_t key_hash, bint cached_only, Slice* value) noexcept nogil
+    cdef int _find_stored(
+        self, Slice name, uint64_t key_hash, bint cached_only, Entry** e, Slice* stored
+    ) noexcept nogil
     cdef int _find_plain(self, Plain* plain) noexcept nogil
     cdef int _write_plain(self, Plain* plain, Slice value, bint tombstone) noexcept nogil

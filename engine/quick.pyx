@@ -52,8 +52,10 @@ cdef inline uint8_t* _put_dot(uint8_t* at, Dot dot) noexcept nogil:
 cdef class QuickKeyspace(TypedKeyspace):
     """A keyspace that takes the quick way where it can."""
 
-    cdef int _find_stored(self, Slice name, uint64_t key_hash, Entry** e, Slice* stored) noexcept nogil:
-        """1 and what is stored under an entry's key, 0, WOULD_BLOCK or an error."""
+    cdef int _find_stored(
+        self, Slice name, uint64_t key_hash, bint cached_only, Entry** e, Slice* stored
+    ) noexcept nogil:
+        """1 and what is stored under an entry's key, 0, WOULD_BLOCK (only with `cached_only`) or an error."""
         cdef int found
         e[0] = memtable_find(self.lsm.active, key_hash, name)
         if e[0] != NULL:
@@ -61,12 +63,15 @@ cdef class QuickKeyspace(TypedKeyspace):
                 return 0
             stored[0] = entry_value(e[0])
             return 1
-        self.lsm.set_cached_only(True)
+        self.lsm.set_cached_only(cached_only)
         found = self.lsm._get_older(key_hash, name, &self.pin, stored)
         self.lsm.set_cached_only(False)
         return found
 
     cdef int get_quick(self, Slice key, uint64_t key_hash, Slice* value) noexcept nogil:
+        return self._get_short(key, key_hash, True, value)
+
+    cdef int _get_short(self, Slice key, uint64_t key_hash, bint cached_only, Slice* value) noexcept nogil:
         cdef uint8_t room[SHORT_KEY + 1]
         cdef Slice name = slice_of(room, key.size + 1)
         cdef Slice stored
@@ -78,7 +83,9 @@ cdef class QuickKeyspace(TypedKeyspace):
             return Status.WOULD_BLOCK
         room[0] = <uint8_t>SPACE_USER
         memcpy(&room[1], key.data, key.size)
-        found = self._find_stored(name, key_hash if key_hash else hash64(name, self.lsm.seed), &e, &stored)
+        found = self._find_stored(
+            name, key_hash if key_hash else hash64(name, self.lsm.seed), cached_only, &e, &stored
+        )
         if found <= 0:
             return found
         if head_is_plain(stored):
@@ -93,7 +100,7 @@ cdef class QuickKeyspace(TypedKeyspace):
     cdef int _find_plain(self, Plain* plain) noexcept nogil:
         """Fill in what stands there. 1; WOULD_BLOCK: it isn't plain, not this store's, or not in memory."""
         cdef Slice stored
-        cdef int found = self._find_stored(plain.name, plain.key_hash, &plain.entry, &stored)
+        cdef int found = self._find_stored(plain.name, plain.key_hash, True, &plain.entry, &stored)
         plain.live = False
         plain.dot.origin = 0
         plain.dot.timestamp = 0
@@ -198,7 +205,8 @@ cdef class QuickKeyspace(TypedKeyspace):
     # ---- the operations of everybody ----
 
     cdef int op_get(self, Slice key, Slice* value) noexcept nogil:
-        cdef int status = self.get_quick(key, 0, value)
+        # Here a file may be read. Only a long key is left to the general way.
+        cdef int status = self._get_short(key, 0, False, value)
         return status if status != Status.WOULD_BLOCK else TypedKeyspace.op_get(self, key, value)
 
     cdef int op_set(

@@ -45,6 +45,8 @@ cdef void table_close(Files files, Table* table) noexcept nogil            # `ta
 
 # A hint that table_get follows soon.
 cdef void table_prefetch(const Table* table, uint64_t key_hash) noexcept nogil
+# And when that has arrived, a hint for what comes next.
+cdef void table_prefetch_entry(const Table* table, uint64_t key_hash) noexcept nogil
 # With TABLE_FOUND, *value lies in *block, of which the caller gets a reference.
 cdef int table_get(
     Table* table, BlockCache cache, Slice key, uint64_t key_hash, Block** block, Slice* value

@@ -267,6 +267,33 @@ cdef void table_prefetch(const Table* table, uint64_t key_hash) noexcept nogil:
         prefetch_line(block_data(block) + (line - page * PAGE_LINES) * LINE_SIZE)
 
 
+cdef void table_prefetch_entry(const Table* table, uint64_t key_hash) noexcept nogil:
+    cdef uint64_t fraction = 0
+    cdef uint64_t place = full_product(key_hash, table.lines, &fraction)
+    cdef uint64_t number = place // PAGE_LINES
+    cdef const Block* page = slot_block(table.cached[table.block_count + number])
+    cdef const Block* block
+    cdef const uint8_t* line
+    cdef const uint8_t* entry
+    cdef uint64_t packed
+    cdef unsigned candidates
+    if page == NULL:
+        return
+    line = block_data(page) + (place - number * PAGE_LINES) * LINE_SIZE
+    candidates = matching_bytes(line + LINE_HEADER, fraction >> 56) & ((<unsigned>1 << (line[0] & 31)) - 1)
+    while candidates:
+        packed = packed_entry(line, table.line_entries, table.location_bits + 4, lowest_bit(candidates))
+        candidates &= candidates - 1
+        if packed & 15 == (fraction >> 52) & 15 and packed >> (4 + OFFSET_BITS) < table.block_count:
+            block = slot_block(table.cached[packed >> (4 + OFFSET_BITS)])
+            if block != NULL:
+                entry = block_data(block) + ((packed >> 4) & ((<uint64_t>1 << OFFSET_BITS) - 1))
+                prefetch_line(block)
+                prefetch_line(entry)
+                prefetch_line(entry + 64)
+                prefetch_line(entry + 128)
+
+
 cdef int entry_at(Table* table, const Block* block, uint64_t location, TableEntry* e) noexcept nogil:
     cdef const uint8_t* content = block_data(block)
     cdef const uint8_t* end = content + block.size - 2 - 2 * <size_t>block.count
