@@ -66,7 +66,7 @@ def _range(first: bytes | None, following: bytes | None) -> str:
 
 
 def check_table(files: Files, path: str, info: TableInfo) -> list[Damage]:
-    """Read the table file `path` whole; `info` is what its manifest says of it."""
+    """Read the table file `path` whole; `info` is what its manifest says of it. Raises FormatError."""
     try:
         with files.open_file(path, "read") as file:
             size = file.size()
@@ -75,6 +75,8 @@ def check_table(files: Files, path: str, info: TableInfo) -> list[Damage]:
         found = verify_table(files, path, info.number, size)
     except CorruptionError as error:
         return [Damage(path, error.offset, fault_of(error), "all of the table")]
+    except FormatError:
+        raise
     except StorageError as error:
         return [Damage(path, None, str(error), "all of the table")]
     return [Damage(path, each.offset, each.reason, _range(each.first_key, each.next_key)) for each in found]

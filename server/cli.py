@@ -3,7 +3,7 @@
 Exit status, the same for all commands:
 0 done, also when it was so already; 1 failed; 2 wrong usage or configuration, nothing was changed;
 3 a port, the data folder or the lab's folder is in use by another process; 4 no lab runs on the folder;
-130 ended by a second Ctrl-C.
+5 a store is damaged, whether or not it was salvaged; 130 ended by a second Ctrl-C.
 
 Whatever takes long to import is imported by the command that needs it.
 """
@@ -22,6 +22,7 @@ import click
 from everwrite.errors import ConfigError, EverwriteError, LockedError, NotRunningError, PortInUseError, first_of
 
 if TYPE_CHECKING:
+    from everwrite.backup import BackupInfo
     from everwrite.server.config import Loaded
     from everwrite.server.lab_control import Answer
 
@@ -31,6 +32,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_IN_USE = 3
 EXIT_NOT_RUNNING = 4
+EXIT_DAMAGED = 5
 EXIT_INTERRUPTED = 130
 
 DEFAULT_LAB = "everwrite-lab"
@@ -44,8 +46,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def main() -> NoReturn:
     """Run the command line; ends the process with a status as the module's docstring says."""
     try:
-        cli.main(standalone_mode=False)
-        status = 0
+        # Returns what `ctx.exit` was given.
+        status = cli.main(standalone_mode=False) or 0
     except click.exceptions.Exit as exit_:
         status = exit_.exit_code
     except click.ClickException as error:
@@ -272,6 +274,78 @@ def certs_node(folder: Path, region: str, node: str | None, hosts: tuple[str, ..
     )
     click.echo(made.cert)
     click.echo(made.key)
+
+
+# ---- stores ----
+
+store_argument = click.argument("path", metavar="STORE", type=click.Path(path_type=Path))
+target_argument = click.argument("to", metavar="TO", type=click.Path(path_type=Path))
+
+
+@cli.command()
+@store_argument
+@click.option(
+    "--salvage",
+    "to",
+    metavar="TO",
+    type=click.Path(path_type=Path),
+    help="Copy all that can be read to a new store in this folder.",
+)
+@output_option
+@click.pass_context
+def doctor(ctx: click.Context, path: Path, to: Path | None, output: str) -> None:
+    """Say what is wrong with the closed store in the folder STORE, which is not changed.
+
+    Reads every file, names what is damaged and what is lost by it. With --salvage, says which keys may show an older
+    value than they had, or lack a part. Ends with status 5 when there is damage.
+    """
+    from everwrite.doctor import diagnose, salvage
+
+    report, saved = salvage(path, to) if to is not None else (diagnose(path), None)
+    if output == "json":
+        click.echo(json.dumps(report.to_dict() | ({"salvaged": saved.to_dict()} if saved else {}), indent=2))
+    else:
+        click.echo(report)
+        if saved:
+            click.echo(saved)
+    ctx.exit(0 if report.ok else EXIT_DAMAGED)
+
+
+@cli.command()
+@store_argument
+@target_argument
+@output_option
+def backup(path: Path, to: Path, output: str) -> None:
+    """Back up the closed store in the folder STORE to the folder TO, which must not be there.
+
+    A program that has a store open backs it up with `Database.backup`.
+    """
+    import everwrite
+
+    with everwrite.open(path, create=False) as db:
+        _tell_backup(db.backup(to), to, output)
+
+
+@cli.command()
+@click.argument("path", metavar="BACKUP", type=click.Path(path_type=Path))
+@target_argument
+@output_option
+def restore(path: Path, to: Path, output: str) -> None:
+    """Make a store in the folder TO, which must not be there, from the backup in the folder BACKUP.
+
+    It is a store of its own, with an origin of its own: it can be merged with the one that was backed up.
+    """
+    import everwrite
+
+    _tell_backup(everwrite.restore(path, to), to, output)
+
+
+def _tell_backup(info: BackupInfo, to: Path, output: str) -> None:
+    files, size = len(info.files), info.bytes
+    if output == "json":
+        click.echo(json.dumps({"path": str(to), "files": files, "bytes": size, "moment_ms": info.moment_ms}))
+    else:
+        click.echo(f"{to}: {files} files, {size} bytes")
 
 
 # ---- lab ----
