@@ -3,7 +3,7 @@
 A scan copies a chunk of keys and values at a time, under one acquisition of the lock, and
 makes Python objects of them one by one, without it. Chunks grow, so that a short range costs
 little and a long one few acquisitions.
-Thread safety: a scan is for one thread at a time, as any iterator of Python.
+Thread safety: a scan is for one thread at a time; another one that comes in between is refused.
 """
 
 from cpython.ref cimport PyObject
@@ -29,6 +29,7 @@ cdef class Scan:
     cdef size_t chunk_items
     cdef int64_t left                   # items that may still be yielded; negative: any number
     cdef bint ended
+    cdef bint busy                      # a chunk is being read
     cdef bint reverse
     cdef bint with_keys
     cdef bint with_values

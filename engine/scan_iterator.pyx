@@ -120,10 +120,16 @@ cdef class Scan:
         cdef const uint8_t* item
         cdef uint32_t key_size
         cdef uint32_t value_size
+        if self.busy:
+            raise ValueError("another thread is reading from this scan; give each thread a scan of its own")
         while self.at == self.chunk.size:
             if self.ended:
                 raise StopIteration
-            self.fill()
+            self.busy = True
+            try:
+                self.fill()
+            finally:
+                self.busy = False
         item = self.chunk.data + self.at
         key_size = load_u32(item)
         value_size = load_u32(item + 4)
@@ -290,7 +296,7 @@ cdef Scan open_scan(
     scan.with_values = with_values
     scan.left = limit
     scan.ended = limit == 0 or lower >= upper
-    scan.chunk_items = FIRST_CHUNK_ITEMS
+    scan.chunk_items = min(limit, LARGEST_CHUNK_ITEMS) if limit > FIRST_CHUNK_ITEMS else FIRST_CHUNK_ITEMS
     _fill_buffer(&scan.lower, lower)
     _fill_buffer(&scan.upper, upper)
     return scan

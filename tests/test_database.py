@@ -269,6 +269,34 @@ def test_put_many_keeps_what_came_before_a_fault(db):
         db.update(name=b"x")
 
 
+def test_a_scan_that_threads_share_is_refused_or_right(db):
+    keys = [b"%05d" % i for i in range(20_000)]
+    db.put_many((key, key) for key in keys)
+    scan = db.scan()
+    seen: list[list[tuple[bytes, bytes]]] = [[] for _ in range(4)]
+    faults: list[BaseException] = []
+
+    def work(mine):
+        while True:
+            try:
+                mine.append(next(scan))
+            except StopIteration:
+                return
+            except ValueError as refused:
+                assert "another thread" in str(refused)
+            except BaseException as error:
+                faults.append(error)
+                return
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in seen]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert sorted(pair for mine in seen for pair in mine) == [(key, key) for key in keys]
+
+
 # ---- deadlines ----
 
 
