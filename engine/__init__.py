@@ -16,6 +16,7 @@ from everwrite.errors import (
     EverwriteError,
     FormatError,
     GapError,
+    InsufficientRightsError,
     LockedError,
     LogCutError,
     NotAnIntegerError,
@@ -27,6 +28,7 @@ from everwrite.errors import (
     TooLargeError,
     WrongTypeError,
 )
+from everwrite.ordered_views import BoundedCounter, SequenceView, SortedSet
 from everwrite.reconcile import Reconciled, sync
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 from everwrite.report import Damage, Report
@@ -35,6 +37,7 @@ from everwrite.snapshot import Snapshot
 __all__ = [
     "BackupError",
     "BackupInfo",
+    "BoundedCounter",
     "ClockDriftError",
     "ClosedError",
     "ConfigError",
@@ -47,6 +50,7 @@ __all__ = [
     "FormatError",
     "GapError",
     "HyperLogLog",
+    "InsufficientRightsError",
     "LockedError",
     "LogCutError",
     "MapView",
@@ -60,8 +64,10 @@ __all__ = [
     "ReadOnlyError",
     "Reconciled",
     "Report",
+    "SequenceView",
     "SetView",
     "Snapshot",
+    "SortedSet",
     "StorageError",
     "TooLargeError",
     "VersionVector",

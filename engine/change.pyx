@@ -24,7 +24,14 @@ from everwrite.coding cimport (
     slice_compare,
     slice_of,
 )
+from everwrite.positions cimport position_valid
 from everwrite.state cimport (
+    CREATION_NAME,
+    GIVEN_NAME,
+    KIND_BOUNDED,
+    KIND_SEQUENCE,
+    KINDS_WITH_ROWS,
+    USED_NAME,
     ELEMENT_KINDS,
     MAX_KEY,
     MAX_VALUE,
@@ -81,6 +88,18 @@ cdef inline bint _value_fits(int kind, Slice value) noexcept nogil:
     return value.size <= MAX_VALUE if size < 0 else value.size == <size_t>size
 
 
+cdef bint _name_fits(int kind, Slice name) noexcept nogil:
+    if kind == KIND_BOUNDED:
+        return name.size == CREATION_NAME or name.size == USED_NAME or name.size == GIVEN_NAME
+    if kind == KIND_SEQUENCE:
+        return name.size <= MAX_KEY and position_valid(name)
+    return name.size <= MAX_KEY
+
+
+cdef inline bint _rows_fit(int kind, size_t rows) noexcept nogil:
+    return rows == 0 or KINDS_WITH_ROWS >> kind & 1
+
+
 cdef int part_next(Reader* r, Part* part) noexcept nogil:
     if reader_left(r) == 0:
         return Status.ERR_DECODE if r.failed else 0
@@ -112,7 +131,9 @@ cdef int part_next(Reader* r, Part* part) noexcept nogil:
             part.total = <int64_t>get_u64(r)
         _counted(r, 16, &part.dots, &part.dot_count)
         _counted(r, 24, &part.floors, &part.floor_count)
-        if part.flags > 3 or not is_element_kind(part.kind) or part.name.size > MAX_KEY:
+        if part.flags > 3 or not is_element_kind(part.kind) or not _name_fits(part.kind, part.name):
+            return Status.ERR_DECODE
+        if not _rows_fit(part.kind, part.floor_count + (part.flags & ElementFlag.ELEMENT_TOTAL)):
             return Status.ERR_DECODE
         if part.flags & ElementFlag.ELEMENT_WRITE and not _value_fits(part.kind, part.value):
             return Status.ERR_DECODE
@@ -127,7 +148,7 @@ cdef int part_next(Reader* r, Part* part) noexcept nogil:
         part.kind = get_u8(r)
         part.name = get_slice(r)
         part.value = get_slice(r)
-        if not is_element_kind(part.kind) or part.name.size > MAX_KEY:
+        if not is_element_kind(part.kind) or not _name_fits(part.kind, part.name):
             return Status.ERR_DECODE
     else:
         return Status.ERR_DECODE
@@ -167,7 +188,7 @@ cdef int change_check(const Change* change) noexcept nogil:
                 last_kind = part.kind
                 last_name = part.name
                 status = element_decode(&element, part.value)
-                if head_find(&head, part.kind) == NULL:
+                if head_find(&head, part.kind) == NULL or not _rows_fit(part.kind, element.row_count):
                     status = Status.ERR_DECODE
                 for i in range(element.size):
                     if not _value_fits(part.kind, element.dots[i].value):

@@ -23,6 +23,7 @@ from everwrite import access, explain
 from everwrite.clock import merge
 from everwrite.errors import LogCutError, NotAnIntegerError, OverflowError, ProtocolError
 from everwrite.files import Files
+from everwrite.ordered_views import BoundedCounter, SequenceView, SortedSet
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 from everwrite.store import Store
 from everwrite.upkeep import Upkeep
@@ -351,6 +352,18 @@ class Database(Upkeep, MutableMapping[bytes, bytes]):
     def hyperloglog(self, key: bytes) -> HyperLogLog:
         """The HyperLogLog at `key`; it exists from its first item on."""
         return HyperLogLog(self, _key(key))
+
+    def sorted_set(self, key: bytes) -> SortedSet:
+        """The sorted set at `key`; it exists while it has members."""
+        return SortedSet(self, _key(key))
+
+    def bounded_counter(self, key: bytes, minimum: int = 0) -> BoundedCounter:
+        """The bounded counter at `key`; its first increment creates it, with this minimum."""
+        return BoundedCounter(self, _key(key), minimum)
+
+    def sequence(self, key: bytes) -> SequenceView:
+        """The sequence (list) at `key`; it exists while it has items."""
+        return SequenceView(self, _key(key))
 
     def kind(self, key: bytes) -> str:
         """What `key` holds: "none", "string", "set", "map", or another of `kinds.KIND_NAMES`."""

@@ -34,7 +34,8 @@ cdef class ElementStore:
     cdef int encode_state(self, Buffer* into, Dot dot) noexcept nogil     # the loaded key, whole
 
     # What is derived from elements (counts aside) and kept locally: overridden by the layers that have some.
-    # `element` holds the element before, and again after a join that changed it; `element_key` is its entry's key.
+    # `element` holds the element before, and again after a join that changed it (but no values any more: storing it may
+    # have overwritten them; `encoded` has them while the element is alive); `element_key` is its entry's key.
     cdef int element_before(self, int kind, bint live) noexcept nogil
     cdef int element_after(self, int kind, bint live) noexcept nogil
     cdef int merge_element(self, int kind, bint present, const Seen* seen) noexcept nogil

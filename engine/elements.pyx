@@ -27,6 +27,7 @@ from everwrite.state cimport (
     Kind,
     Sum,
     element_clear,
+    element_counts,
     element_decode,
     element_encode,
     element_free,
@@ -168,10 +169,11 @@ cdef class ElementStore:
         held = head_collection(&self.head, kind)
         if held == NULL:
             return Status.ERR_MEMORY
-        if live and not live_before:
-            held.count += 1
-        elif live_before and not live:
-            held.count -= 1
+        if element_counts(kind, self.element_name()):
+            if live and not live_before:
+                held.count += 1
+            elif live_before and not live:
+                held.count -= 1
         return self.element_after(kind, live)
 
     cdef int element_before(self, int kind, bint live) noexcept nogil:

@@ -14,6 +14,7 @@ __all__ = [
     "EverwriteError",
     "FormatError",
     "GapError",
+    "InsufficientRightsError",
     "LabError",
     "LocalProtocolError",
     "LockedError",
@@ -89,6 +90,22 @@ class NotAnIntegerError(EverwriteError, ValueError):
 
 class OverflowError(EverwriteError, ArithmeticError):
     """The result would leave the range of a signed 64-bit integer."""
+
+
+class InsufficientRightsError(EverwriteError, ArithmeticError):
+    """A bounded counter can't give away what this store holds no rights to; nothing has changed.
+
+    Attributes: `requested` and `held` (amounts: what was asked for, and what this store could give),
+    `elsewhere` (origin -> amount: where the rest lies, as far as this store knows).
+    """
+
+    def __init__(
+        self, message: str, *, requested: int = 0, held: int = 0, elsewhere: dict[int, int] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.requested = requested
+        self.held = held
+        self.elsewhere = elsewhere or {}
 
 
 class TooLargeError(EverwriteError, ValueError):

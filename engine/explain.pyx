@@ -6,6 +6,7 @@ from everwrite.clock cimport Dot
 from everwrite.coding cimport Slice, slice_of
 from everwrite.registers cimport extreme_shown
 from everwrite.state cimport (
+    KIND_BOUNDED,
     KIND_FLAG,
     KIND_HYPERLOGLOG,
     KIND_MAP,
@@ -13,7 +14,9 @@ from everwrite.state cimport (
     KIND_MIN,
     KIND_MULTI,
     KIND_NONE,
+    KIND_SEQUENCE,
     KIND_SET,
+    KIND_SORTED_SET,
     KIND_STRING,
     Collection,
     head_deadline,
@@ -33,6 +36,9 @@ RULES = {
     KIND_MAX: "max register: the largest value that no delete has seen",
     KIND_MIN: "min register: the smallest value that no delete has seen",
     KIND_HYPERLOGLOG: "HyperLogLog: estimated from the union of all additions that no delete has seen",
+    KIND_BOUNDED: "bounded counter: per creation that no delete has seen, what was added less what was used up",
+    KIND_SORTED_SET: "sorted set: per member, the newest score that no remove has seen, plus its increments",
+    KIND_SEQUENCE: "sequence: every item that no remove has seen, by position, each with its newest value",
     KIND_MAP: "map: per field, the newest write that no remove has seen, plus its increments",
 }
 
@@ -127,6 +133,10 @@ def why(Store store not None, bytes key not None):
                 status = store.op_sketch_count(&name, 1, &number)
             store._check(status)
             answer["value"] = number
+        elif what == KIND_BOUNDED:
+            with nogil:
+                status = store.bounded_read(name)
+            answer["value"] = store.bounded_value() if store._check(status) else 0
         elif what == KIND_STRING:
             with nogil:
                 status = store.op_get(name, &value)

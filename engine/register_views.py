@@ -13,7 +13,7 @@ from everwrite.store import Store
 __all__ = ["Flag", "HyperLogLog", "MaxRegister", "MinRegister", "MultiRegister"]
 
 
-class _View:
+class View:
     """A key seen as one type. It need not exist."""
 
     def __init__(self, store: Store, key: bytes) -> None:
@@ -28,7 +28,7 @@ class _View:
         return f"{type(self).__name__}({self.key!r})"
 
 
-class MultiRegister(_View):
+class MultiRegister(View):
     """A register that keeps every one of concurrent values until a write has seen them.
 
     >>> import tempfile, everwrite
@@ -61,7 +61,7 @@ class MultiRegister(_View):
         return register_access.multi_values(self._store, self.key)
 
 
-class Flag(_View):
+class Flag(View):
     """A flag in which enabling wins: what a disable hadn't seen survives it.
 
     >>> import tempfile, everwrite
@@ -94,7 +94,7 @@ class Flag(_View):
         return self.enabled
 
 
-class _Extreme(_View):
+class _Extreme(View):
     WRITES: ClassVar[tuple[str, ...]] = ("update", "clear")
     _of: ClassVar[Literal["max", "min"]]
 
@@ -139,7 +139,7 @@ class MinRegister(_Extreme):
     _of = "min"
 
 
-class HyperLogLog(_View):
+class HyperLogLog(View):
     """How many different items were added, without keeping them: a standard error of 0.81 % in at most 20 KB.
 
     >>> import tempfile, everwrite

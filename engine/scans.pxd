@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t
 
 from everwrite.coding cimport Buffer, Slice
 from everwrite.lsm cimport LsmIterator
-from everwrite.registers cimport RegisterKeyspace
+from everwrite.sequences cimport SequencedKeyspace
 from everwrite.state cimport Element, Head
 
 
@@ -27,7 +27,7 @@ cdef struct Keys:
     bint started
 
 
-cdef class ScannedKeyspace(RegisterKeyspace):
+cdef class ScannedKeyspace(SequencedKeyspace):
     cdef int _expire_now(self) noexcept nogil
 
     # Live elements of a set or map in byte order. Returns 1 (*it is open), 0 (no such key, *it is NULL), or an error.

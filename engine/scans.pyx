@@ -7,7 +7,7 @@ from libc.string cimport memcmp
 from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, buffer_slice, put_bytes, slice_of
 from everwrite.datatypes cimport Kind, show_element
 from everwrite.lsm cimport LsmIterator
-from everwrite.registers cimport RegisterKeyspace
+from everwrite.sequences cimport SequencedKeyspace
 from everwrite.state cimport (
     SPACE_EXPIRY,
     SPACE_USER,
@@ -36,7 +36,7 @@ cdef Slice _empty() noexcept nogil:
     return slice_of(NULL, 0)
 
 
-cdef class ScannedKeyspace(RegisterKeyspace):
+cdef class ScannedKeyspace(SequencedKeyspace):
     """Iteration and expiry on top of the typed operations."""
 
     # ---- iteration ----

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from everwrite.database import Counter, Database, MapView, SetView, VersionVector
 from everwrite.frozen import FrozenStore
+from everwrite.ordered_views import BoundedCounter, SequenceView, SortedSet
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 
 __all__ = ["Snapshot"]
@@ -133,3 +134,15 @@ class Snapshot(Mapping[bytes, bytes]):
     def hyperloglog(self, key: bytes) -> HyperLogLog:
         """The HyperLogLog at `key`."""
         return self._frozen.hyperloglog(key)
+
+    def sorted_set(self, key: bytes) -> SortedSet:
+        """The sorted set at `key`."""
+        return self._frozen.sorted_set(key)
+
+    def bounded_counter(self, key: bytes) -> BoundedCounter:
+        """The bounded counter at `key`."""
+        return self._frozen.bounded_counter(key)
+
+    def sequence(self, key: bytes) -> SequenceView:
+        """The sequence (list) at `key`."""
+        return self._frozen.sequence(key)

@@ -19,6 +19,7 @@ cdef enum Space:
     SPACE_USER = 2        # + key: head of a user's key
     SPACE_ELEMENT = 3     # + u32 big-endian length of the key + key + kind + element
     SPACE_EXPIRY = 4      # + u64 big-endian deadline + key: local index, no value
+    SPACE_ORDER = 5       # + u32 big-endian length of the key + key + score + member: local index, no value
 
 # What a key can hold. Every kind but the string consists of elements: one join serves them all.
 cdef enum Kind:
@@ -38,10 +39,13 @@ cdef enum Kind:
 cdef enum KindMask:
     # Bit k stands for kind k.
     ELEMENT_KINDS = 0x0FFC
-    KINDS_WITH_ROWS = 0x0608  # whose elements may hold counter rows: map, bounded counter, sorted set
+    KINDS_WITH_ROWS = 0x0408  # whose elements may hold counter rows: map, sorted set
 
 cdef enum Limit:
     ELEMENT_KIND_COUNT = 10
+    CREATION_NAME = 16        # of a bounded counter's elements: see bounded_counters.pxd
+    USED_NAME = 24
+    GIVEN_NAME = 32
     REGISTERS_BYTES = 48      # an element of a HyperLogLog: 64 registers of six bits
     MAX_KEY = 65536
     MAX_VALUE = 67108864
@@ -144,6 +148,8 @@ cdef int element_encode(const Element* element, Buffer* into) noexcept nogil
 cdef int element_value_size(int kind) noexcept nogil
 cdef int element_add_dot(Element* element, Dot dot, Slice value) noexcept nogil
 cdef bint element_live(const Element* element) noexcept nogil
+# Whether a key holds a kind while this element of it is alive: of a bounded counter, only its creations tell.
+cdef bint element_counts(int kind, Slice name) noexcept nogil
 
 # What a register or field shows: the text of its newest write, or base + increments as decimal text.
 # Returns 1 and *shown (borrowed from `base` or written to `scratch`, 24 bytes), or 0 when there is nothing.

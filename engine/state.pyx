@@ -421,7 +421,7 @@ cdef void element_clear(Element* element) noexcept nogil:
 cdef int element_value_size(int kind) noexcept nogil:
     if kind == Kind.KIND_SET or kind == Kind.KIND_FLAG:
         return 0
-    if kind == Kind.KIND_MAX or kind == Kind.KIND_MIN:
+    if kind == Kind.KIND_MAX or kind == Kind.KIND_MIN or kind == Kind.KIND_BOUNDED or kind == Kind.KIND_SORTED_SET:
         return 8
     if kind == Kind.KIND_HYPERLOGLOG:
         return REGISTERS_BYTES
@@ -489,6 +489,10 @@ cdef bint element_live(const Element* element) noexcept nogil:
         if row_live(&element.rows[i]):
             return True
     return False
+
+
+cdef bint element_counts(int kind, Slice name) noexcept nogil:
+    return kind != Kind.KIND_BOUNDED or name.size == CREATION_NAME
 
 
 # ---- what is shown ----

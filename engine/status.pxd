@@ -18,6 +18,9 @@ cdef enum Status:
     ERR_CUT = -14             # the log no longer reaches back to where a reader stands
     WOULD_BLOCK = -15         # only memory was to be read, and that has no answer; never an exception: ask again
     ERR_READ_ONLY = -16       # writes are refused for now, nothing was applied; why is in `last_fault`
+    ERR_NOT_A_NUMBER = -17    # a score is NaN, or an amount to add isn't finite
+    ERR_NO_RIGHTS = -18       # a bounded counter: this origin holds fewer rights than it would spend
+    ERR_NOT_A_POSITION = -19  # bytes that name no place in a sequence
 
 
 cdef struct Fault:

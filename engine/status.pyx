@@ -108,6 +108,11 @@ cdef object _exception(int status):
         Status.ERR_DECODE: (errors.ProtocolError, "malformed bytes: nothing was applied"),
         Status.ERR_GUARD: (errors.ProtocolError, "the change builds on updates that this store lacks"),
         Status.ERR_CUT: (errors.LogCutError, "the log was cut past this reader's position; a full resync is needed"),
+        Status.ERR_NOT_A_NUMBER: (ValueError, "a score is not a number, or an amount to add to one is not finite"),
+        Status.ERR_NO_RIGHTS: (
+            errors.InsufficientRightsError, "this store holds too few rights of the bounded counter"
+        ),
+        Status.ERR_NOT_A_POSITION: (ValueError, "the bytes are no position of a sequence"),
         Status.ERR_DRIFT: (errors.ClockDriftError, "a timestamp is too far ahead of this node's clock"),
     }
     kind, message = kinds.get(status, (errors.EverwriteError, f"unknown status {status}"))

@@ -133,6 +133,18 @@ cdef class WriteBatch:
         """The writing methods of `Database.hyperloglog`."""
         return Recorder(self, self.store.hyperloglog(key))
 
+    def sorted_set(self, key, /):
+        """The writing methods of `Database.sorted_set`."""
+        return Recorder(self, self.store.sorted_set(key))
+
+    def bounded_counter(self, key, /, minimum=0):
+        """The writing methods of `Database.bounded_counter`."""
+        return Recorder(self, self.store.bounded_counter(key, minimum))
+
+    def sequence(self, key, /):
+        """The writing methods of `Database.sequence`."""
+        return Recorder(self, self.store.sequence(key))
+
 
 cdef class Recorder:
     """Records the writing methods of one key's view in a batch; its other methods aren't there."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import everwrite
 from everwrite.memory_files import MemoryFiles
 from tests.reference.model import KeyState, join, normal
-from tests.reference.model_store import ModelStore
+from tests.reference.model_store import TICK, ModelStore
 from tests.reference.vocabulary import Request, Verb
 from tests.reference.workload import make_request
 from tests.simulation.engine_store import EngineStore
@@ -48,7 +48,7 @@ class Twins:
         if self.engine.last_timestamp > issued:
             # The engine's clock may tick for other reasons than an update.
             assert self.engine.last_timestamp > self.model.clock
-            self.model.clock = self.engine.last_timestamp - 1
+            self.model.clock = self.engine.last_timestamp - TICK
         wanted = self.model.execute(request)
         assert shown == wanted, f"{request}: the engine answers {shown!r}, the model {wanted!r}"
         self.compare()

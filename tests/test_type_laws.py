@@ -27,7 +27,7 @@ import everwrite
 from everwrite.batch import STATES, encode_batch
 from everwrite.memory_files import MemoryFiles
 from tests.reference.model import KeyState, join, normal
-from tests.reference.model_store import USER, ModelStore
+from tests.reference.model_store import TICK, USER, ModelStore
 from tests.reference.oracle import Effect, plan, stamp, view
 from tests.reference.state_format import read_full_state
 from tests.reference.vocabulary import Dot, Kind
@@ -152,7 +152,7 @@ class Example:
         dot = Dot(engine.last_timestamp, engine.origin)
         assert (dot.timestamp > before) is (draft is not None), f"{request}: an update, or none, against the rules"
         if draft is not None:
-            model.clock = dot.timestamp - 1
+            model.clock = dot.timestamp - TICK
         assert model.execute(request) == wanted
         if draft is not None:
             effect = stamp(draft, dot, seen)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from tests.reference.vocabulary import COLLECTIONS, Dot, Kind, Vector, clamp, covers, integer_of
 
 NEVER = Dot(0, 0)
+CREATION_SIZE = 16  # of the names of a bounded counter's creations
 
 # A total or a floor under it: as of a timestamp of the origin that it belongs to.
 Amount = tuple[int, int]
@@ -104,6 +105,10 @@ class KeyState:
     entries: dict[Entry, Element] = field(default_factory=dict)
     newest: dict[Kind, Dot] = field(default_factory=dict)  # of each collection, the newest write ever
 
+    def count(self, kind: Kind) -> int:
+        """How many live elements a key has by which it holds the kind; of a bounded counter, its creations."""
+        return sum(kind is not Kind.BOUNDED or len(name) == CREATION_SIZE for name, _ in self.of_kind(kind))
+
     def of_kind(self, kind: Kind) -> Iterator[tuple[bytes, Element]]:
         """The live elements."""
         for (entry_kind, name), element in self.entries.items():
@@ -120,6 +125,7 @@ class Part:
     total: int | None = None  # this origin's running total
     removed: frozenset[Dot] = frozenset()
     floors: dict[int, Amount] = field(default_factory=dict)
+    restarts: bool = False  # the running total begins anew, above a floor of nothing just below the change
 
 
 @dataclass(slots=True)
@@ -189,6 +195,8 @@ def apply_part(state: KeyState, part: Part, dot: Dot) -> None:
     if part.total is not None:
         element.counter.raise_total(dot.origin, (dot.timestamp, part.total))
     element.counter.raise_floors(part.floors)
+    if part.restarts:
+        element.counter.raise_floors({dot.origin: (dot.timestamp - 1, 0)})
     if part.value is not None or part.total is not None:
         state.newest[kind] = max(state.newest.get(kind, NEVER), dot)
 

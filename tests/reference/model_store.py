@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from everwrite.errors import ClockDriftError, GapError, ProtocolError
+from tests.reference.cells import Cells
 from tests.reference.model import (
     NEVER,
     Delta,
@@ -23,6 +24,7 @@ from tests.reference.model import (
     number_shown,
     number_total,
 )
+from tests.reference.model_ordered import OrderedOperations, shown_items, shown_scores
 from tests.reference.sketch import estimate, groups_of, union
 from tests.reference.vocabulary import (
     COLLECTIONS,
@@ -47,6 +49,7 @@ from tests.reference.vocabulary import (
 ALL_KINDS = frozenset(Kind)
 
 SYSTEM, USER = b"\x01", b"\x02"
+TICK = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Record:
 
 
 @dataclass(slots=True)
-class ModelStore:
+class ModelStore(OrderedOperations):
     """One replica, with the interface that replication needs of a store.
 
     Keys carry their namespace as the first byte. `synced` is how many log records a crash can't
@@ -124,7 +127,7 @@ class ModelStore:
         if state.counter.alive or register_dot != NEVER:
             found[Kind.STRING] = max(register_dot, state.counter.newest)
         for kind in COLLECTIONS:
-            if any(state.of_kind(kind)):
+            if state.count(kind):
                 found[kind] = state.newest[kind]
         return found
 
@@ -154,8 +157,12 @@ class ModelStore:
 
     # Writing.
 
+    def next_timestamp(self) -> int:
+        """Of the update that comes next; nothing is ever issued at the timestamp below it."""
+        return max(self.clock + TICK, self.wall_ms << LOGICAL_BITS)
+
     def tick(self) -> Dot:
-        self.clock = max(self.clock + 1, self.wall_ms << LOGICAL_BITS)
+        self.clock = self.next_timestamp()
         return Dot(self.clock, self.origin)
 
     def emit(self, key: bytes, **change: Any) -> None:
@@ -180,7 +187,7 @@ class ModelStore:
             change["floors"] = state.counter.floors()
             if state.register[1] is not None:
                 change["ended"] = state.register[0]
-        collections = frozenset(kind for kind in kinds - {Kind.STRING} if any(state.of_kind(kind)))
+        collections = frozenset(kind for kind in kinds - {Kind.STRING} if state.count(kind))
         if collections:
             change["kinds"] = collections
             change["cleared"] = dict(state.context)
@@ -584,4 +591,7 @@ SHOWN: dict[Kind, Callable[[dict[bytes, Element]], Shown]] = {
     Kind.MAX: lambda elements: max(int64_of(value) for value in elements[b""].dots.values()),
     Kind.MIN: lambda elements: min(int64_of(value) for value in elements[b""].dots.values()),
     Kind.HYPERLOGLOG: lambda groups: estimate({name: union(*e.dots.values()) for name, e in groups.items()}),
+    Kind.SORTED_SET: shown_scores,
+    Kind.BOUNDED: lambda elements: Cells.read(elements).shown(),
+    Kind.SEQUENCE: shown_items,
 }

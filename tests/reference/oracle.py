@@ -19,12 +19,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
+from tests.reference import rights
+from tests.reference.positions import between
+from tests.reference.rights import Grant
 from tests.reference.sketch import estimate, groups_of, union
 from tests.reference.vocabulary import (
     COLLECTIONS,
     INT64_MAX,
     INT64_MIN,
     KIND_OF,
+    QUARTER,
     Dot,
     Kind,
     Reading,
@@ -37,6 +41,7 @@ from tests.reference.vocabulary import (
     int64_bytes,
     int64_of,
     integer_of,
+    score_of,
 )
 
 ALL_KINDS = frozenset(Kind)
@@ -59,6 +64,10 @@ class Action(enum.Enum):
     WRITE = enum.auto()  # write elements of a kind, each in the place of what it has observed of it
     REMOVE = enum.auto()  # remove elements of a kind
     COUNT = enum.auto()  # add to elements of a kind
+    MOVE = enum.auto()  # make, use up or hand over rights of a bounded counter
+
+
+WRITING = (Action.WRITE, Action.COUNT, Action.MOVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,8 @@ class Effect:
     observed: frozenset[Dot] = frozenset()
     takes: frozenset[Taken] = frozenset()
     ends: Dot = UNSTAMPED  # the register write that it removes without writing the register itself
+    grants: tuple[Grant, ...] = ()  # of a bounded counter, whose creations are writes of an element b""
+    gap: tuple[bytes | None, bytes | None] = (None, None)  # of a sequence's new items: what lies on both sides
 
     @property
     def writes_register(self) -> bool:
@@ -170,6 +181,31 @@ def values_in(number: Number, name: bytes = b"") -> list[bytes]:
     return [effect.value_of(name) for effect in sorted(number.values, key=by_dot)]
 
 
+def shown_score(number: Number) -> float:
+    base = score_of(number.text) if number.text is not None else 0.0
+    return base + QUARTER * sum(effect.amount for effect in number.increments)
+
+
+def shown_scores(elements: dict[bytes, Number]) -> tuple[tuple[bytes, float], ...]:
+    scores = [(name, shown_score(number)) for name, number in elements.items()]
+    return tuple(sorted(scores, key=lambda pair: (pair[1], pair[0])))
+
+
+def shown_items(elements: dict[bytes, Number]) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((name, elements[name].text or b"") for name in sorted(elements))
+
+
+def minimums_in(elements: dict[bytes, Number]) -> dict[Dot, int]:
+    """The creations of a bounded counter that nothing ended."""
+    return {effect.dot: int(effect.values[0]) for effect in elements[b""].values} if elements else {}
+
+
+def grants_in(elements: dict[bytes, Number]) -> list[Grant]:
+    """All that was ever made, used up or handed over; what the update itself creates is named by its dot."""
+    moves = elements[b""].increments if elements else []
+    return [grant._replace(generation=grant.generation or move.dot) for move in moves for grant in move.grants]
+
+
 Elements = dict[bytes, Number]
 
 # What a kind shows, from its live elements.
@@ -181,6 +217,9 @@ SHOWN: dict[Kind, Callable[[Elements], Shown]] = {
     Kind.MAX: lambda elements: max(map(int64_of, values_in(elements[b""]))),
     Kind.MIN: lambda elements: min(map(int64_of, values_in(elements[b""]))),
     Kind.HYPERLOGLOG: lambda groups: estimate({g: union(*values_in(held, g)) for g, held in groups.items()}),
+    Kind.SORTED_SET: shown_scores,
+    Kind.BOUNDED: lambda elements: rights.shown(minimums_in(elements), grants_in(elements)),
+    Kind.SEQUENCE: shown_items,
 }
 
 
@@ -214,7 +253,8 @@ def view(effects: Sequence[Effect], *, so_far: bool = False) -> View:
     elements: dict[Kind, Elements] = {kind: {} for kind in COLLECTIONS}
     for (kind, name), touches in by_element(effects).items():
         # A write replaces the ones that it observed, so it removes them too.
-        gone = removed(kind, name, [effect for effect in touches if effect.action is not Action.COUNT])
+        # An increment removes none; but so far it may take older ones of its origin that were gone where it was issued.
+        gone = removed(kind, name, [effect for effect in touches if so_far or effect.action is not Action.COUNT])
         left = [effect for effect in touches if effect.dot not in gone]
         number = Number(increments=[effect for effect in left if effect.action is Action.COUNT])
         number.values = [effect for effect in left if effect.action is Action.WRITE]
@@ -223,10 +263,12 @@ def view(effects: Sequence[Effect], *, so_far: bool = False) -> View:
             number.text, number.text_dot = shown.value_of(name), shown.dot
         if number.alive:
             elements[kind][name] = number
+    if elements[Kind.BOUNDED]:
+        elements[Kind.BOUNDED][b""].increments = [effect for effect in effects if effect.grants]
     for kind in COLLECTIONS:
         if elements[kind]:
             # The dot by which a collection competes with other kinds on its key.
-            newest[kind] = max(e.dot for e in effects if e.kind is kind and e.action in (Action.WRITE, Action.COUNT))
+            newest[kind] = max(e.dot for e in effects if e.kind is kind and e.action in WRITING)
 
     deadline = max((effect for effect in effects if effect.deadline_ms is not None), key=by_dot, default=None)
     effective = deadline is not None and deadline.dot >= register
@@ -306,8 +348,23 @@ def stamp(draft: Effect, dot: Dot, effects: Sequence[Effect]) -> Effect:
     ends = UNSTAMPED
     if Kind.STRING in draft.clears and not draft.writes_register and seen.string.text is not None:
         ends = seen.string.text_dot
+    if draft.kind is Kind.SEQUENCE and draft.action is Action.WRITE and not draft.names:
+        draft = replace(draft, names=tuple(between(*draft.gap, dot.origin, dot.timestamp, len(draft.values))))
     observed = frozenset(effect.dot for effect in effects)
-    return replace(draft, dot=dot, observed=observed, takes=taken(draft, seen, effects), ends=ends)
+    takes = taken(draft, seen, effects) | restarted(draft, dot.origin, seen, effects)
+    return replace(draft, dot=dot, observed=observed, takes=takes, ends=ends)
+
+
+def restarted(draft: Effect, origin: int, seen: View, effects: Sequence[Effect]) -> frozenset[Taken]:
+    """A score's increment, where none of its origin's is left, names all older ones as gone: its total begins anew."""
+    if draft.kind is not Kind.SORTED_SET or draft.action is not Action.COUNT:
+        return frozenset()
+    name = draft.names[0]
+    older = [effect for effect in by_element(effects).get((draft.kind, name), ()) if effect.dot.origin == origin]
+    left = seen.elements[draft.kind].get(name, Number()).increments
+    if any(effect.dot.origin == origin for effect in left):
+        return frozenset()
+    return frozenset((draft.kind, name, effect.dot) for effect in older if effect.action is Action.COUNT)
 
 
 def plan_get(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
@@ -407,6 +464,63 @@ def plan_sketch_add(request: Request, seen: View, now_ms: int, origin: int) -> t
     return 1, effect
 
 
+def plan_score_increment(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    number = seen.elements[Kind.SORTED_SET].get(request.names[0], Number())
+    effect = Effect(request.key, Action.COUNT, Kind.SORTED_SET, names=request.names, amount=request.amount)
+    return shown_score(number) + QUARTER * request.amount, effect
+
+
+def plan_score_pop(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    held = shown_scores(seen.elements[Kind.SORTED_SET])
+    if not held:
+        return None, None
+    name = held[-1 if request.amount < 0 else 0][0]
+    return name, Effect(request.key, Action.REMOVE, Kind.SORTED_SET, names=(name,))
+
+
+def plan_bounded_increment(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    elements = seen.elements[Kind.BOUNDED]
+    if not elements:
+        grant = Grant(None, rights.NOBODY, origin, request.amount)
+        effect = Effect(request.key, Action.WRITE, Kind.BOUNDED, (b"",), request.values, grants=(grant,))
+        return int(request.values[0]) + request.amount, effect
+    minimums, grants = minimums_in(elements), grants_in(elements)
+    grant = Grant(max(minimums), rights.NOBODY, origin, request.amount)
+    effect = Effect(request.key, Action.MOVE, Kind.BOUNDED, grants=(grant,))
+    return rights.shown(minimums, grants)[0] + request.amount, effect
+
+
+def plan_bounded_spend(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    elements = seen.elements[Kind.BOUNDED]
+    minimums, grants = minimums_in(elements), grants_in(elements)
+    taker = int(request.names[0]) if request.verb is Verb.BOUNDED_TRANSFER else rights.NOBODY
+    spent = rights.spend(minimums, grants, origin, taker, request.amount)
+    if spent is None:
+        return Refusal.NO_RIGHTS, None
+    if taker == origin:
+        return None, None
+    effect = Effect(request.key, Action.MOVE, Kind.BOUNDED, grants=tuple(spent))
+    return None if taker else rights.shown(minimums, grants)[0] - request.amount, effect
+
+
+def plan_item_insert(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    names = sorted(seen.elements[Kind.SEQUENCE])
+    index = min(request.amount, len(names))
+    gap = (names[index - 1] if index else None, names[index] if index < len(names) else None)
+    return None, Effect(request.key, Action.WRITE, Kind.SEQUENCE, values=request.values, gap=gap)
+
+
+def plan_item_change(request: Request, seen: View, now_ms: int, origin: int) -> tuple[Reply, Effect | None]:
+    held = shown_items(seen.elements[Kind.SEQUENCE])
+    removes = request.verb is Verb.ITEM_REMOVE
+    if request.amount >= len(held):
+        return None if removes else 0, None
+    name, value = held[request.amount]
+    if removes:
+        return value, Effect(request.key, Action.REMOVE, Kind.SEQUENCE, names=(name,))
+    return 1, Effect(request.key, Action.WRITE, Kind.SEQUENCE, names=(name,), values=request.values)
+
+
 PLANNERS = {
     Verb.GET: plan_get,
     Verb.SET: plan_set,
@@ -425,4 +539,14 @@ PLANNERS = {
     Verb.MAX_UPDATE: plan_extreme,
     Verb.MIN_UPDATE: plan_extreme,
     Verb.SKETCH_ADD: plan_sketch_add,
+    Verb.SCORE_SET: plan_write,
+    Verb.SCORE_REMOVE: plan_remove,
+    Verb.SCORE_INCREMENT: plan_score_increment,
+    Verb.SCORE_POP: plan_score_pop,
+    Verb.BOUNDED_INCREMENT: plan_bounded_increment,
+    Verb.BOUNDED_DECREMENT: plan_bounded_spend,
+    Verb.BOUNDED_TRANSFER: plan_bounded_spend,
+    Verb.ITEM_INSERT: plan_item_insert,
+    Verb.ITEM_REMOVE: plan_item_change,
+    Verb.ITEM_SET: plan_item_change,
 }

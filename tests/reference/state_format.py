@@ -124,7 +124,7 @@ def read_full_state(data: bytes) -> tuple[bytes, KeyState]:
         name = cursor.slice()
         assert kind in counts, f"an element of {kind!r}, of which the head says nothing"
         state.entries[kind, name] = read_element(cursor.slice())
-    alive = {kind: sum(1 for _ in state.of_kind(kind)) for kind in counts}
+    alive = {kind: state.count(kind) for kind in counts}
     assert counts == alive, f"the head counts {counts}, but alive are {alive}"
     return key, state
 

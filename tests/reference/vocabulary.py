@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
+import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,6 +71,16 @@ class Verb(enum.Enum):
     MAX_UPDATE = "max_update"
     MIN_UPDATE = "min_update"
     SKETCH_ADD = "sketch_add"
+    SCORE_SET = "score_set"
+    SCORE_INCREMENT = "score_increment"
+    SCORE_REMOVE = "score_remove"
+    SCORE_POP = "score_pop"
+    BOUNDED_INCREMENT = "bounded_increment"
+    BOUNDED_DECREMENT = "bounded_decrement"
+    BOUNDED_TRANSFER = "bounded_transfer"
+    ITEM_INSERT = "item_insert"
+    ITEM_REMOVE = "item_remove"
+    ITEM_SET = "item_set"
 
 
 # The kind that an operation is of; the others are of the key, whatever it holds.
@@ -88,6 +99,16 @@ KIND_OF = {
     Verb.MAX_UPDATE: Kind.MAX,
     Verb.MIN_UPDATE: Kind.MIN,
     Verb.SKETCH_ADD: Kind.HYPERLOGLOG,
+    Verb.SCORE_SET: Kind.SORTED_SET,
+    Verb.SCORE_INCREMENT: Kind.SORTED_SET,
+    Verb.SCORE_REMOVE: Kind.SORTED_SET,
+    Verb.SCORE_POP: Kind.SORTED_SET,
+    Verb.BOUNDED_INCREMENT: Kind.BOUNDED,
+    Verb.BOUNDED_DECREMENT: Kind.BOUNDED,
+    Verb.BOUNDED_TRANSFER: Kind.BOUNDED,
+    Verb.ITEM_INSERT: Kind.SEQUENCE,
+    Verb.ITEM_REMOVE: Kind.SEQUENCE,
+    Verb.ITEM_SET: Kind.SEQUENCE,
 }
 
 
@@ -97,6 +118,7 @@ class Refusal(enum.Enum):
     WRONG_TYPE = "wrong type"
     NOT_AN_INTEGER = "not an integer"
     OVERFLOW = "overflow"
+    NO_RIGHTS = "no rights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +127,9 @@ class Request:
 
     `names` are elements of a set, fields of a map or items of a HyperLogLog, without duplicates; `values` belong to
     FIELD_SET (one a name), SET or MULTI_SET (one); `amount` is what is added, or a max or min register's value.
+    SCORE_SET has a score as 8 bytes for each name, SCORE_INCREMENT adds quarters, SCORE_POP takes from the end when
+    `amount` is negative. BOUNDED_INCREMENT has the minimum for a creation as its value, as decimal text,
+    BOUNDED_TRANSFER the taker's origin as its name. ITEM_* count items by `amount`; ITEM_INSERT has several values.
     `deadline_ms` is in Unix milliseconds; 0 is none.
     """
 
@@ -118,11 +143,21 @@ class Request:
 
 
 # None: absent, or nothing to say; an int: a count, a flag or a counter's value; bytes: a value read.
-Reply = int | bytes | Refusal | None
+Reply = int | float | bytes | Refusal | None
 
 # What a key reads as: None when absent, else its kind with a string's bytes, a set's elements, a map's fields, the
 # values of a multi-value register by age, True for a flag, or the number that the other kinds show.
-Shown = bytes | frozenset[bytes] | tuple[tuple[bytes, bytes], ...] | tuple[bytes, ...] | bool | int
+# A sorted set shows (member, score) in order, a sequence (position, value), a bounded counter value, minimum, rights.
+Shown = (
+    bytes
+    | frozenset[bytes]
+    | tuple[tuple[bytes, bytes], ...]
+    | tuple[bytes, ...]
+    | bool
+    | int
+    | tuple[tuple[bytes, float], ...]
+    | tuple[int, int, tuple[tuple[int, int], ...]]
+)
 Reading = tuple[Kind, Shown] | None
 
 
@@ -133,6 +168,19 @@ def int64_bytes(value: int) -> bytes:
 
 def int64_of(data: bytes) -> int:
     return int.from_bytes(data, "little", signed=True)
+
+
+# Scores are multiples of it, and small: all their sums are exact, in any order.
+QUARTER = 0.25
+
+
+def score_bytes(score: float) -> bytes:
+    """How sorted sets store a score."""
+    return struct.pack("<d", score)
+
+
+def score_of(data: bytes) -> float:
+    return float(struct.unpack("<d", data)[0])
 
 
 def integer_of(text: bytes) -> int | None:

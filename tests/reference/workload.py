@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from tests.reference.sketch import GROUP, place_of
-from tests.reference.vocabulary import Kind, Request, Verb
+from tests.reference.vocabulary import KIND_OF, LOGICAL_BITS, QUARTER, Kind, Request, Verb, score_bytes
 
 NAMES = (b"a", b"b", b"c")
 # Items that meet in two groups of a HyperLogLog's registers, some in one register.
@@ -22,7 +22,12 @@ OF_KIND: dict[Kind, tuple[Verb, ...]] = {
     Kind.MAX: (Verb.MAX_UPDATE,),
     Kind.MIN: (Verb.MIN_UPDATE,),
     Kind.HYPERLOGLOG: (Verb.SKETCH_ADD,),
+    Kind.SORTED_SET: (Verb.SCORE_SET,) * 3 + (Verb.SCORE_INCREMENT,) * 4 + (Verb.SCORE_REMOVE,) * 2 + (Verb.SCORE_POP,),
+    Kind.BOUNDED: (Verb.BOUNDED_INCREMENT,) * 2 + (Verb.BOUNDED_TRANSFER,) * 3 + (Verb.BOUNDED_DECREMENT,) * 3,
+    Kind.SEQUENCE: (Verb.ITEM_INSERT,) * 4 + (Verb.ITEM_REMOVE,) * 2 + (Verb.ITEM_SET,),
 }
+# Of rights and of indexes.
+AMOUNTS: dict[Kind | None, tuple[int, ...]] = {Kind.BOUNDED: (1, 1, 2, 10), Kind.SEQUENCE: (0, 0, 1, 2, 3, 10**6)}
 OF_ANY = (Verb.DELETE,) * 3 + (Verb.SET,) * 2 + (Verb.EXPIRE,) * 2 + (Verb.PERSIST,)
 
 
@@ -44,10 +49,19 @@ def make_request(
     verb = choose_verb(random, kind, kinds)
     names: tuple[bytes, ...] = ()
     values: tuple[bytes, ...] = ()
-    if verb in (Verb.ADD, Verb.REMOVE, Verb.FIELD_SET, Verb.FIELD_REMOVE):
+    if verb in (Verb.ADD, Verb.REMOVE, Verb.FIELD_SET, Verb.FIELD_REMOVE, Verb.SCORE_SET, Verb.SCORE_REMOVE):
         names = tuple(random.sample(NAMES, random.choice((1, 1, 1, 2, 3))))
-    if verb is Verb.FIELD_INCREMENT:
+    if verb in (Verb.FIELD_INCREMENT, Verb.SCORE_INCREMENT):
         names = (random.choice(NAMES),)
+    if verb is Verb.BOUNDED_TRANSFER:
+        # Mostly to a store that exists; a transfer to a former or coming incarnation is legal, too.
+        names = (b"%d" % (random.randint(1, 3) << LOGICAL_BITS | random.choice((1, 1, 1, 2))),)
+    if verb is Verb.SCORE_SET:
+        values = tuple(score_bytes(random.randint(-8, 8) * QUARTER) for _ in names)
+    if verb is Verb.BOUNDED_INCREMENT:
+        values = (random.choice((b"0", b"0", b"-5", b"3")),)
+    if verb in (Verb.ITEM_INSERT, Verb.ITEM_SET):
+        values = tuple(random.choice(TEXTS) for _ in range(random.choice((1, 1, 3)) if verb is Verb.ITEM_INSERT else 1))
     if verb is Verb.FIELD_SET:
         values = tuple(random.choice(TEXTS) for _ in names)
     if verb is Verb.SKETCH_ADD:
@@ -62,7 +76,7 @@ def make_request(
         key,
         names,
         values,
-        amount=random.choice((1, 1, 2, -1, 10)),
+        amount=random.choice(AMOUNTS.get(KIND_OF.get(verb), (1, 1, 2, -1, 10))),
         deadline_ms=deadline_ms,
         keep_deadline=verb is Verb.SET and not deadline_ms and random.random() < 0.2,
     )

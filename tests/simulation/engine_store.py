@@ -5,21 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from everwrite import access, register_access
+from everwrite import access, ordered_access, register_access
 from everwrite.batch import decode_batch
 from everwrite.database import Database
-from everwrite.errors import NotAnIntegerError, OverflowError, WrongTypeError
+from everwrite.errors import InsufficientRightsError, NotAnIntegerError, OverflowError, WrongTypeError
 from everwrite.kinds import KIND_NUMBERS
 from everwrite.reconcile import Initiator, Responder
 from tests.reference.model import KeyState
 from tests.reference.model_store import USER
 from tests.reference.state_format import read_full_state, read_pushed_states
-from tests.reference.vocabulary import Dot, Kind, Reading, Refusal, Reply, Request, Shown, Vector, Verb
+from tests.reference.vocabulary import (
+    QUARTER,
+    Dot,
+    Kind,
+    Reading,
+    Refusal,
+    Reply,
+    Request,
+    Shown,
+    Vector,
+    Verb,
+    score_of,
+)
 
 REFUSALS = {
     WrongTypeError: Refusal.WRONG_TYPE,
     NotAnIntegerError: Refusal.NOT_AN_INTEGER,
     OverflowError: Refusal.OVERFLOW,
+    InsufficientRightsError: Refusal.NO_RIGHTS,
 }
 
 
@@ -89,6 +102,8 @@ class EngineStore:
                 return register_access.extreme_update(database, key, "min", request.amount)
             case Verb.SKETCH_ADD:
                 return int(register_access.sketch_add(database, key, request.names))
+            case _:
+                return execute_ordered(database, request)
 
     def reading(self, key: bytes) -> Reading:
         """What the key shows."""
@@ -130,6 +145,65 @@ class EngineStore:
         return [(key, timestamp) for key, timestamp in own if timestamp > before]
 
 
+def execute_ordered(database: Database, request: Request) -> Reply:
+    """An operation on a sorted set, a bounded counter or a sequence."""
+    key, amount, values = request.key, request.amount, request.values
+    match request.verb:
+        case Verb.SCORE_SET:
+            scores = dict(zip(request.names, map(score_of, values), strict=True))
+            return ordered_access.sorted_set_add(database, key, scores)[0]
+        case Verb.SCORE_INCREMENT:
+            return ordered_access.sorted_set_increment(database, key, request.names[0], amount * QUARTER)
+        case Verb.SCORE_REMOVE:
+            return ordered_access.sorted_set_remove(database, key, request.names)
+        case Verb.SCORE_POP:
+            popped = ordered_access.sorted_set_pop(database, key, amount < 0, 1)
+            return popped[0][0] if popped else None
+        case Verb.BOUNDED_INCREMENT:
+            return ordered_access.bounded_increment(database, key, int(values[0]), amount)
+        case Verb.BOUNDED_DECREMENT:
+            return ordered_access.bounded_decrement(database, key, amount)
+        case Verb.BOUNDED_TRANSFER:
+            ordered_access.bounded_transfer(database, key, int(request.names[0]), amount)
+            return None
+        case Verb.ITEM_INSERT:
+            made = ordered_access.sequence_insert(database, key, values, amount)
+            assert [ordered_access.sequence_get(database, key, name) for name in made] == list(values)
+            return None
+        case Verb.ITEM_REMOVE:
+            removed = ordered_access.sequence_pop(database, key, amount, False)
+            return None if removed is None else removed[1]
+        case Verb.ITEM_SET:
+            return int(ordered_access.sequence_set_at(database, key, amount, False, values[0]))
+        case verb:
+            raise AssertionError(f"{verb} is unknown")
+
+
+def show_scores(database: Database, key: bytes) -> tuple[tuple[bytes, float], ...]:
+    """What a sorted set shows by its order; its elements, read one by one, must show the same."""
+    handle = database.sorted_set(key)
+    shown = tuple(handle.items())
+    assert len(shown) == len(handle)
+    assert tuple(handle.items(reverse=True)) == shown[::-1]
+    assert all(handle[member] == score for member, score in shown)
+    return shown
+
+
+def show_rights(database: Database, key: bytes) -> tuple[int, int, tuple[tuple[int, int], ...]]:
+    state = ordered_access.bounded_state(database, key)
+    assert state is not None
+    return state[0], state[1], tuple(state[2].items())
+
+
+def show_items(database: Database, key: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    handle = database.sequence(key)
+    shown = tuple(handle.items())
+    assert len(shown) == len(handle)
+    assert [handle[index] for index in range(len(shown))] == [value for _, value in shown]
+    assert list(reversed(handle)) == [value for _, value in reversed(shown)]
+    return shown
+
+
 def show_string(database: Database, key: bytes) -> bytes:
     value = access.get(database, key)
     assert value is not None
@@ -163,4 +237,7 @@ SHOWN: dict[str, Callable[[Database, bytes], Shown]] = {
     "max": lambda database, key: show_extreme(database, key, "max"),
     "min": lambda database, key: show_extreme(database, key, "min"),
     "hyperloglog": lambda database, key: register_access.sketch_count(database, [key]),
+    "sorted set": show_scores,
+    "bounded counter": show_rights,
+    "sequence": show_items,
 }

@@ -1,0 +1,310 @@
+"""Sorted sets; see sorted_sets.pxd."""
+
+from libc.math cimport isfinite, isnan
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp
+
+from everwrite.change cimport ELEMENT_TOTAL, ELEMENT_WRITE, PART_ELEMENT
+from everwrite.coding cimport (
+    Buffer,
+    Slice,
+    buffer_free,
+    buffer_init,
+    buffer_slice,
+    put_bytes,
+    put_slice,
+    put_u8,
+    put_u64,
+    put_varint,
+    slice_equal,
+    slice_of,
+)
+from everwrite.registers cimport RegisterKeyspace
+from everwrite.scores cimport (
+    SCORE_SIZE,
+    element_score,
+    load_sortable,
+    of_sortable,
+    score_bits,
+    score_of_bits,
+    sortable,
+    store_score,
+    store_sortable,
+)
+from everwrite.state cimport (
+    KIND_NONE,
+    KIND_SORTED_SET,
+    MAX_KEY,
+    SPACE_ORDER,
+    Row,
+    element_decode,
+    element_live,
+    row_live,
+    rows_find,
+)
+from everwrite.status cimport Status, fault_corrupt
+
+
+cdef int _put_order_prefix(Buffer* into, Slice key) noexcept nogil:
+    cdef uint8_t length[4]
+    length[0] = (key.size >> 24) & 0xFF
+    length[1] = (key.size >> 16) & 0xFF
+    length[2] = (key.size >> 8) & 0xFF
+    length[3] = key.size & 0xFF
+    into.size = 0
+    return put_u8(into, <uint8_t>SPACE_ORDER) | put_bytes(into, length, 4) | put_bytes(into, key.data, key.size)
+
+
+cdef int _put_order_key(Buffer* into, Slice key, uint64_t order, Slice member) noexcept nogil:
+    cdef uint8_t score[8]
+    store_sortable(score, order)
+    return (
+        _put_order_prefix(into, key) | put_bytes(into, score, 8) | put_bytes(into, member.data, member.size)
+    )
+
+
+cdef class SortedKeyspace(RegisterKeyspace):
+    """Members in the order of their scores, on top of the other types."""
+
+    def __cinit__(self):
+        buffer_init(&self.order_key)
+
+    def __dealloc__(self):
+        buffer_free(&self.order_key)
+
+    # ---- the index of the order ----
+
+    cdef int _order_key(self, double score, Slice member) noexcept nogil:
+        return _put_order_key(&self.order_key, self.loaded_key(), sortable(score), member)
+
+    cdef int element_before(self, int kind, bint live) noexcept nogil:
+        if kind == KIND_SORTED_SET:
+            self.listed_before = live
+            if live:
+                self.score_before = element_score(&self.element)
+        return Status.OK
+
+    cdef int element_after(self, int kind, bint live) noexcept nogil:
+        cdef double score = 0.0
+        cdef int status = Status.OK
+        if kind != KIND_SORTED_SET:
+            return Status.OK
+        if live:
+            # Values lie where the element stood in the store, and storing it may have overwritten that place.
+            if element_decode(&self.element, buffer_slice(&self.encoded)) < 0:
+                return Status.ERR_MEMORY
+            score = element_score(&self.element)
+            if self.listed_before and score == self.score_before:
+                return Status.OK
+        if self.listed_before:
+            status = self._order_key(self.score_before, self.element_name())
+            if status == 0:
+                status = self.lsm.remove(buffer_slice(&self.order_key))
+        if live and status >= 0:
+            status = self._order_key(score, self.element_name())
+            if status == 0:
+                status = self.lsm.put(buffer_slice(&self.order_key), slice_of(NULL, 0))
+        return status
+
+    # ---- operations ----
+
+    cdef int _put_score(self, Slice member, double score) noexcept nogil:
+        cdef uint8_t value[8]
+        store_score(value, score)
+        return self._put_element(KIND_SORTED_SET, member, ELEMENT_WRITE, slice_of(value, SCORE_SIZE), 0, True)
+
+    cdef int op_sorted_set_add(
+        self, Slice key, const Slice* members, const double* scores, size_t count, int flags,
+        int64_t* added, int64_t* changed
+    ) noexcept nogil:
+        cdef bint begun = False
+        cdef bint live
+        cdef double score
+        cdef size_t i
+        cdef int status = self.begin(key)
+        added[0] = 0
+        changed[0] = 0
+        if status < 0:
+            return status
+        if status != KIND_NONE and status != KIND_SORTED_SET:
+            return Status.ERR_WRONG_TYPE
+        for i in range(count):
+            if members[i].size > <size_t>MAX_KEY:
+                return Status.ERR_TOO_LARGE
+            if isnan(scores[i]):
+                return Status.ERR_NOT_A_NUMBER
+        for i in range(count):
+            status = self.load_element(KIND_SORTED_SET, members[i])
+            if status < 0:
+                return status
+            live = not self.absent and element_live(&self.element)
+            if flags & (SortedSetFlag.SCORE_OLD if not live else SortedSetFlag.SCORE_NEW):
+                continue
+            score = element_score(&self.element) if live else 0.0
+            if live and (
+                (flags & SortedSetFlag.SCORE_GREATER and not scores[i] > score)
+                or (flags & SortedSetFlag.SCORE_LESS and not scores[i] < score)
+            ):
+                continue
+            if not begun:
+                begun = True
+                status = self.delta_begin()
+                if status == Status.OK:
+                    status = self._put_removals(KIND_SORTED_SET)
+                if status >= 0:
+                    # Writing the removals goes through elements, too.
+                    status = self.load_element(KIND_SORTED_SET, members[i])
+                if status < 0:
+                    return status
+            if self._put_score(members[i], scores[i]) != 0:
+                return Status.ERR_MEMORY
+            added[0] += not live
+            changed[0] += not live or scores[i] != score
+        return self.delta_end() if begun else Status.OK
+
+    cdef int op_sorted_set_increment(self, Slice key, Slice member, double* score) noexcept nogil:
+        cdef const Row* row
+        cdef double amount = score[0]
+        cdef double total = amount
+        cdef double shown = amount
+        cdef bint anew = False
+        cdef int failed
+        cdef int status = self.begin(key)
+        if status < 0:
+            return status
+        if status != KIND_NONE and status != KIND_SORTED_SET:
+            return Status.ERR_WRONG_TYPE
+        if member.size > <size_t>MAX_KEY:
+            return Status.ERR_TOO_LARGE
+        if not isfinite(amount):
+            return Status.ERR_NOT_A_NUMBER
+        status = self.load_element(KIND_SORTED_SET, member)
+        if status < 0:
+            return status
+        if not self.absent and element_live(&self.element):
+            shown += element_score(&self.element)
+            if not isfinite(shown) and isfinite(element_score(&self.element)):
+                return Status.ERR_OVERFLOW
+        row = rows_find(self.element.rows, self.element.row_count, self.own_origin)
+        if row != NULL:
+            # Where nothing is left of the old total the new one starts from zero: floats would lose small
+            # amounts beside a large one that no longer counts.
+            anew = self.absent or not row_live(row)
+            if not anew:
+                total += score_of_bits(<uint64_t>row.total)
+        if not isfinite(total):
+            return Status.ERR_OVERFLOW
+        if anew:
+            # The timestamp below the change's own is nobody else's.
+            self.clock.tick()
+        status = self.delta_begin()
+        if status == Status.OK:
+            status = self._put_removals(KIND_SORTED_SET)
+        if status < 0:
+            return status
+        failed = put_u8(&self.delta, PART_ELEMENT) | put_u8(&self.delta, <uint8_t>KIND_SORTED_SET)
+        failed |= put_slice(&self.delta, member) | put_u8(&self.delta, ELEMENT_TOTAL)
+        failed |= put_u64(&self.delta, score_bits(total)) | put_varint(&self.delta, 0)
+        failed |= put_varint(&self.delta, anew)
+        if anew:
+            failed |= put_u64(&self.delta, self.own_origin) | put_u64(&self.delta, self.clock.last - 1)
+            failed |= put_u64(&self.delta, score_bits(0.0))
+        if failed:
+            return Status.ERR_MEMORY
+        status = self.delta_end()
+        if status == Status.OK:
+            score[0] = shown
+        return status
+
+    cdef int op_sorted_set_remove(
+        self, Slice key, const Slice* members, size_t count, int64_t* removed
+    ) noexcept nogil:
+        return self._remove_elements(key, KIND_SORTED_SET, members, count, removed)
+
+    cdef int op_sorted_set_score(self, Slice key, Slice member, double* score) noexcept nogil:
+        cdef int status = self.begin(key)
+        if status <= 0:
+            return status
+        if status != KIND_SORTED_SET:
+            return Status.ERR_WRONG_TYPE
+        if member.size > <size_t>MAX_KEY:
+            return 0
+        status = self.load_element(KIND_SORTED_SET, member)
+        if status < 0 or not element_live(&self.element):
+            return status if status < 0 else 0
+        score[0] = element_score(&self.element)
+        return 1
+
+    # ---- walking along the order ----
+
+    cdef int members_open(
+        self, Slice key, double first, double last, bint reverse, const Slice* after, Members** it
+    ) noexcept nogil:
+        cdef uint64_t order = sortable(first)
+        cdef int failed
+        cdef int status = self.begin(key)
+        it[0] = NULL
+        if status <= 0:
+            return status
+        if status != KIND_SORTED_SET:
+            return Status.ERR_WRONG_TYPE
+        it[0] = <Members*>calloc(1, sizeof(Members))
+        if it[0] == NULL:
+            return Status.ERR_MEMORY
+        buffer_init(&it[0].prefix)
+        buffer_init(&it[0].edge)
+        it[0].it = self.lsm.iterator()
+        it[0].last = sortable(last)
+        it[0].reverse = reverse
+        failed = _put_order_prefix(&it[0].prefix, key)
+        if after != NULL:
+            it[0].beyond_edge = True
+            failed |= _put_order_key(&it[0].edge, key, order, after[0])
+        elif reverse:
+            # Nothing sorts above the greatest number, so there is a next place in the order of bytes.
+            it[0].beyond_edge = True
+            failed |= _put_order_key(&it[0].edge, key, order + 1, slice_of(NULL, 0))
+        else:
+            failed |= _put_order_key(&it[0].edge, key, order, slice_of(NULL, 0))
+        if failed or it[0].it == NULL:
+            self.members_close(it[0])
+            it[0] = NULL
+            return Status.ERR_MEMORY
+        return 1
+
+    cdef int members_next(self, Members* it, Slice* member, double* score) noexcept nogil:
+        cdef Slice stored
+        cdef uint64_t order
+        cdef int status
+        if it.started:
+            status = self.lsm.prev(it.it) if it.reverse else self.lsm.next(it.it)
+        else:
+            it.started = True
+            if it.reverse:
+                status = self.lsm.seek_for_prev(it.it, buffer_slice(&it.edge))
+            else:
+                status = self.lsm.seek(it.it, buffer_slice(&it.edge))
+            if status > 0 and it.beyond_edge and slice_equal(self.lsm.key(it.it), buffer_slice(&it.edge)):
+                status = self.lsm.prev(it.it) if it.reverse else self.lsm.next(it.it)
+        if status <= 0:
+            return status
+        stored = self.lsm.key(it.it)
+        if stored.size < it.prefix.size or memcmp(stored.data, it.prefix.data, it.prefix.size) != 0:
+            return 0
+        if stored.size < it.prefix.size + 8:
+            return fault_corrupt(b"key state", 0, b"an entry of a sorted set's order is too short")
+        order = load_sortable(stored.data + it.prefix.size)
+        if order < it.last if it.reverse else order > it.last:
+            return 0
+        score[0] = of_sortable(order)
+        member[0] = slice_of(stored.data + it.prefix.size + 8, stored.size - it.prefix.size - 8)
+        return 1
+
+    cdef void members_close(self, Members* it) noexcept nogil:
+        if it != NULL:
+            if it.it != NULL:
+                self.lsm.iterator_free(it.it)
+            buffer_free(&it.prefix)
+            buffer_free(&it.edge)
+            free(it)
