@@ -33,23 +33,23 @@ class Image:
 
 
 class Camera:
-    """Takes an image of the disk before each call that changes it, from call number `first` on, each `stride`-th."""
+    """Takes an image of the disk before each call that changes it."""
 
-    def __init__(self, disk: MemoryFiles, first: int, stride: int) -> None:
+    run: Run  # which it watches
+
+    def __init__(self, disk: MemoryFiles) -> None:
         self.disk = disk
-        self.first = first
-        self.stride = stride
         self.calls = 0
         self.images: list[Image] = []
-        self.run: Run | None = None
 
     def __call__(self, operation: str, path: bytes, size: int) -> None:
         if operation in READING:
             return
         self.calls += 1
-        if self.calls % self.stride == self.first and self.run is not None:
-            call = f"{operation} {path.decode()} {size}"
-            self.images.append(Image(self.calls, call, self.disk.copy(), self.run.allowed()))
+        self.take(f"{operation} {path.decode()} {size}")
+
+    def take(self, call: str) -> None:
+        self.images.append(Image(self.calls, call, self.disk.copy(), self.run.allowed()))
 
 
 def reopened(disk: MemoryFiles, options: dict[str, Any], now_ms: int) -> everwrite.Database:
@@ -74,11 +74,11 @@ def check_image(image: Image, options: dict[str, Any], now_ms: int, outcome: int
     db.close()
 
 
-def lose_power(seed: int, durability: str, steps: int, *, first: int = 0, stride: int = 1) -> Counter[str]:
-    """Run a script once, and check the outcomes of a power loss before each `stride`-th changing call."""
+def lose_power(seed: int, durability: str, steps: int) -> Counter[str]:
+    """Run a script once, and check the outcomes of a power loss before each changing call and after each step."""
     options = make_options(seed, durability)
     disk = MemoryFiles()
-    camera = Camera(disk, first, stride)
+    camera = Camera(disk)
     counts: Counter[str] = Counter()
     going = Run(WatchedFiles(disk, camera), disk, options)
     camera.run = going
@@ -91,6 +91,7 @@ def lose_power(seed: int, durability: str, steps: int, *, first: int = 0, stride
         files = going.files
         assert isinstance(files, WatchedFiles)
         assert files.error is None, files.error
+        camera.take("none")
         for image in camera.images:
             for outcome in range(2 + TORN_OUTCOMES):
                 try:
