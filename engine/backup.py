@@ -202,6 +202,8 @@ def _begin_log(files: Files, folder: str, log_id: int, position: int) -> int:
 def _refuse_damage(source: str, name: str, damages: list[Damage]) -> None:
     for damage in damages:
         path = place(source, name)
+        if damage.offset is None:
+            raise StorageError(f"{path}, or its copy, can't be read: {damage.fault}; nothing was backed up")
         raise CorruptionError(
             f"{path}: damaged at byte offset {damage.offset}: {damage.fault}; nothing was backed up: "
             "`everwrite doctor` says what is lost, and can salvage the rest",

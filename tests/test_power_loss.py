@@ -16,7 +16,7 @@ def test_power_lost_before_any_call_takes_nothing_that_was_durable(durability: s
     counts = lose_power(seed=1, durability=durability, steps=100)
     assert counts["losses"] == (2 + TORN_OUTCOMES) * (counts["calls"] + 101)
     assert counts["calls"] > 200
-    assert counts["tables"] > 1
+    assert counts["tables"] >= 1
 
 
 @pytest.mark.slow
@@ -39,7 +39,7 @@ def test_a_store_that_lost_something_is_noticed() -> None:
         run.do(step)
     for number, image in enumerate((disk, old)):
         try:
-            check_image(Image(number, "none", image, run.allowed()), options, run.now_ms, 0)
+            check_image(Image(number, "none", image, run.allowed(), []), options, run.now_ms, 0)
             noticed = False
         except AssertionError:
             noticed = True

@@ -15,7 +15,7 @@ from random import Random
 import everwrite
 from tests.crash.plan import Plan, make_options, make_plan
 from tests.crash.writer import ACKNOWLEDGED, BEGINS, CLOSED, CLOSES, MESSAGE, OPENED, write
-from tests.reference.dictionary import Operation, Source, State, apply_to, keys_of, read
+from tests.reference.dictionary import Operation, Source, State, apply_to, keys_of, outcomes, read
 
 OWNERS = 3
 # Lives of one store before the next one begins empty.
@@ -171,6 +171,9 @@ class KilledStore:
                 strings.update({key: value for key, value in shown.items() if isinstance(value, bytes)})
             if dict(db.scan()) != strings:
                 raise Lost("a scan shows other keys than reading each")
+            report = db.verify()
+            if not report.ok:
+                raise Lost(str(report))
             statistics = db.statistics()
         counts["checks"] += 1
         counts["tables"] += statistics["tables"]
@@ -182,10 +185,11 @@ def _after(states: list[State], done: list[Operation], under_way: Operation | No
         state = dict(state)
         for operation in done:
             apply_to(state, operation)
-        further = dict(state)
-        if under_way is not None:
-            apply_to(further, under_way)
-        after += [each for each in (state, further) if each not in after]
+        reached = [state]
+        for outcome in outcomes(under_way) if under_way is not None else []:
+            reached.append(dict(state))
+            apply_to(reached[-1], outcome)
+        after += [each for each in reached if each not in after]
     return after
 
 

@@ -86,6 +86,9 @@ class FullDiskRun:
         # A store that can't be opened on a full disk is no surprise; here the one that is open is looked at.
         if self.space.full and step.chore == "reopen":
             return
+        if step.operation is not None and step.operation.verb == "put_many":
+            # It isn't atomic: a part of it may be written.
+            return
         try:
             self.run.do(step)
         except everwrite.StorageError as error:

@@ -15,7 +15,7 @@ import everwrite
 from everwrite.memory_files import MemoryFiles
 from everwrite.watched_files import WatchedFiles
 from tests.faults.script import Run, Step, make_options, make_steps, shown_by
-from tests.reference.dictionary import State, apply_to
+from tests.reference.dictionary import Operation, State, apply_to, outcomes
 
 # Which errors each call can meet. "short": some of it is written, then the disk is full.
 SHORT = -1
@@ -74,7 +74,7 @@ def clear(error: everwrite.StorageError) -> None:
     """A clear error names the place, and doesn't take a failing call for damage."""
     if isinstance(error, everwrite.CorruptionError | everwrite.FormatError | everwrite.LockedError):
         raise Broken(f"a failing call was taken for {type(error).__name__}: {error}") from error
-    if "/data" not in f"{error} {error.filename}":
+    if not any(place in f"{error} {error.filename}" for place in ("/data", "/backup")):
         raise Broken(f"the message names no file: {error!r}") from error
 
 
@@ -116,8 +116,11 @@ class FaultyRun:
             self.run.close()
 
     def step(self, step: Step, *, may_fail: bool = True) -> None:
+        if step.chore == "backup" and len(self.possible) > 1:
+            return
+        self.run.held.states = self.possible[:1]
         failed_before = self.run.db is not None and self.run.db.failed_with is not None
-        after = [self.after(state, step) for state in self.possible]
+        after = [self.after(state, step.operation) for state in self.possible]
         try:
             self.run.do(step)
         except everwrite.StorageError as error:
@@ -127,17 +130,19 @@ class FaultyRun:
                 raise Broken(f"{step} failed without a fault: {error}") from error
             # What a failed store refuses, or one without space, it hasn't done; else nobody knows.
             if not failed_before and not isinstance(error, everwrite.ReadOnlyError):
-                self.possible = unique([*self.possible, *after])
+                cut_short = outcomes(step.operation) if step.operation is not None else []
+                self.possible += [self.after(state, outcome) for state in self.possible for outcome in cut_short]
+                self.possible = unique(self.possible)
         else:
             # What changes nothing needs no log.
             if failed_before and after != self.possible:
                 raise Broken(f"{step} was acknowledged by a store that had failed")
             self.possible = unique(after)
 
-    def after(self, state: State, step: Step) -> State:
+    def after(self, state: State, operation: Operation | None) -> State:
         state = dict(state)
-        if step.operation is not None:
-            apply_to(state, step.operation)
+        if operation is not None:
+            apply_to(state, operation)
         return state
 
     def look(self) -> None:
@@ -172,6 +177,8 @@ class FaultyRun:
         if shown not in self.possible:
             raise Broken("opened again, it shows what was never acknowledged, or lacks what was")
         self.possible = [shown]
+        for backup in self.run.backups[-1:]:
+            backup.check(self.disk.copy(), self.run.options)
 
 
 def make_fault_steps(seed: int, count: int) -> list[Step]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
 import everwrite
 from everwrite.memory_files import MemoryFiles
 from everwrite.watched_files import WatchedFiles
-from tests.faults.script import FOLDER, Run, make_options, make_steps, shown_by
+from tests.faults.script import FOLDER, Backup, Run, make_options, make_steps, shown_by
 from tests.reference.dictionary import Operation, State, apply, apply_to
 
 # These change nothing on a disk: power lost before one is power lost before the next that does.
@@ -30,6 +30,7 @@ class Image:
     call: str
     disk: MemoryFiles
     allowed: list[State]
+    backups: list[Backup]
 
 
 class Camera:
@@ -49,7 +50,15 @@ class Camera:
         self.take(f"{operation} {path.decode()} {size}")
 
     def take(self, call: str) -> None:
-        self.images.append(Image(self.calls, call, self.disk.copy(), self.run.allowed()))
+        self.images.append(
+            Image(
+                self.calls,
+                call,
+                self.disk.copy(),
+                self.run.allowed(),
+                [replace(backup) for backup in self.run.backups[-1:]],
+            )
+        )
 
 
 def reopened(disk: MemoryFiles, options: dict[str, Any], now_ms: int) -> everwrite.Database:
@@ -61,6 +70,8 @@ def check_image(image: Image, options: dict[str, Any], now_ms: int, outcome: int
     disk = image.disk.copy()
     keep: Any = (None, "all")[outcome] if outcome < 2 else Random(f"{image.number} {outcome}")
     disk.crash(keep)
+    for backup in image.backups:
+        backup.check(disk.copy(), options)
     db = reopened(disk, options, now_ms)
     shown = shown_by(db)
     assert shown in image.allowed, "it shows what was never acknowledged, or lacks what was"

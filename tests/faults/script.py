@@ -9,13 +9,25 @@ from typing import Any, Literal
 import everwrite
 from everwrite.files import Files
 from everwrite.memory_files import MemoryFiles
-from tests.reference.dictionary import Operation, Source, State, apply, apply_to, keys_of, read
+from tests.reference.dictionary import Operation, Source, State, apply, apply_to, keys_of, outcomes, read
 
 FOLDER = "/data"
 KEYS = keys_of(0)
 START_MS = 1_700_000_000_000
 # Besides operations, as often as they stand here: what moves files about, and changes no key.
-CHORES = ("compact", "maintain", "wait", "reopen", "reopen", "scan", "snapshot", "kill", "power loss")
+CHORES = (
+    "compact",
+    "maintain",
+    "wait",
+    "reopen",
+    "reopen",
+    "scan",
+    "snapshot",
+    "kill",
+    "power loss",
+    "verify",
+    "backup",
+)
 CHORE_SHARE = 0.12
 
 
@@ -80,6 +92,26 @@ class Held:
 
 
 @dataclass
+class Backup:
+    """A backup, of what was held then. `complete`: it was acknowledged."""
+
+    path: str
+    state: State
+    complete: bool = False
+
+    def check(self, disk: MemoryFiles, options: dict[str, Any]) -> None:
+        """One that was acknowledged can be restored, any that can be restored is right. Leaves a restored store."""
+        path = f"{self.path}-restored"
+        try:
+            everwrite.restore(self.path, path, files=disk)
+        except everwrite.EverwriteError as error:
+            assert not self.complete, f"a backup was acknowledged, but it isn't there: {error}"
+            return
+        with everwrite.open(path, files=disk, now_ms=START_MS, **options) as db:
+            assert shown_by(db) == self.state, "a backup holds something else than what it is of"
+
+
+@dataclass
 class Run:
     """A store on some files, which end up on `disk`, going through a script."""
 
@@ -90,6 +122,7 @@ class Run:
     now_ms: int = START_MS
     db: everwrite.Database | None = None
     under_way: Step | None = None
+    backups: list[Backup] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.held = Held(self.options["durability"] == "always")
@@ -132,7 +165,15 @@ class Run:
             case "snapshot":
                 with db.snapshot() as snapshot:
                     db.compact()
-                    assert snapshot.get(b"absent") is None
+                    list(snapshot.scan())
+            case "verify":
+                report = db.verify()
+                # A call that fails while it reads is damage to it.
+                assert all("[Errno " in damage.fault for damage in report.damages), str(report)
+            case "backup":
+                self.backups.append(Backup(f"/backup-{len(self.backups)}", self.held.states[-1]))
+                db.backup(self.backups[-1].path)
+                self.backups[-1].complete = True
 
             case "kill":
                 self.crash("all")
@@ -160,7 +201,7 @@ class Run:
         """What a store may show that is opened after power was lost now."""
         states = self.held.states[self.held.durable :]
         if self.under_way is not None and self.under_way.operation is not None:
-            states.append(self.held.after(self.under_way.operation))
+            states += [self.held.after(outcome) for outcome in outcomes(self.under_way.operation)]
         return states
 
 

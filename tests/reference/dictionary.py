@@ -12,8 +12,9 @@ from random import Random
 
 import everwrite
 
-# What a key shows: a string or counter, a set, a map; absent keys are absent here, too.
-Value = bytes | frozenset[bytes] | dict[bytes, bytes]
+# What a key shows: a string or counter, a set, a map, or of the registers the kind and what they show. Absent keys are
+# absent here, too.
+Value = bytes | frozenset[bytes] | dict[bytes, bytes] | tuple[str, object]
 State = dict[bytes, Value]
 
 
@@ -37,18 +38,19 @@ class Operation:
 # As often as they stand here.
 SIMPLE_VERBS = (
     *("put", "put", "put", "put_ttl", "delete", "increment", "increment", "add", "add", "discard"),
-    *("set_fields", "set_fields", "remove_field", "increment_field"),
+    *("set_fields", "set_fields", "remove_field", "increment_field", "put_many"),
+    *("multi_set", "enable", "disable", "update_max", "update_min"),
 )
 
-# The first letter of a key says what it holds: string, number, set, map.
+# The letter of a key says what it holds: string, number, set, map, multi-value register, flag, maximum, minimum.
+LETTERS = "snemrfxy"
 KEYS_PER_KIND = 12
 FAR_SECONDS = 1e6
-BATCHES = hasattr(everwrite.Database, "batch")
 
 
 def keys_of(owner: int) -> list[bytes]:
     """All keys that operations of this owner touch."""
-    return [b"%d/%c%d" % (owner, kind, number) for kind in b"snem" for number in range(KEYS_PER_KIND)]
+    return [b"%d/%c%d" % (owner, kind, number) for kind in LETTERS.encode() for number in range(KEYS_PER_KIND)]
 
 
 class Source:
@@ -74,7 +76,7 @@ class Source:
 
     def draw(self) -> Operation:
         """The next operation that changes one key, or several by one batch."""
-        if BATCHES and self.random.random() < 0.1:
+        if self.random.random() < 0.1:
             return Operation("batch", inner=tuple(self._simple() for _ in range(self.random.randrange(2, 12))))
         return self._simple()
 
@@ -84,7 +86,7 @@ class Source:
             case "put" | "put_ttl":
                 return Operation(verb, self._key("s"), (self._value(),))
             case "delete":
-                return Operation(verb, self._key(self.random.choice("snem")))
+                return Operation(verb, self._key(self.random.choice(LETTERS)))
             case "increment":
                 return Operation(verb, self._key("n"), amount=self.random.randrange(-5, 10))
             case "add" | "discard":
@@ -94,6 +96,17 @@ class Source:
                 return Operation(verb, self._key("m"), tuple(part for name in fields for part in (name, self._value())))
             case "remove_field":
                 return Operation(verb, self._key("m"), self._names()[:1])
+            case "put_many":
+                keys = {self._key("s"): None for _ in range(self.random.randrange(1, 6))}
+                return Operation(verb, parts=tuple(part for key in keys for part in (key, self._value())))
+            case "multi_set":
+                return Operation(verb, self._key("r"), (self._value(),))
+            case "enable" | "disable":
+                return Operation(verb, self._key("f"))
+            case "update_max" | "update_min":
+                return Operation(
+                    verb, self._key("x" if verb == "update_max" else "y"), amount=self.random.randrange(-50, 50)
+                )
         # A field that is counted has a name of its own: other text in it would be refused.
         return Operation("increment_field", self._key("m"), (b"count",), amount=self.random.randrange(-5, 10))
 
@@ -120,12 +133,31 @@ def apply(db: everwrite.Database, operation: Operation) -> None:
             db.map(key).pop(parts[0], None)
         case "increment_field":
             db.map(key).increment(parts[0], operation.amount)
+        case "put_many":
+            db.put_many(dict(_pairs(parts)))
+        case "multi_set":
+            db.multi(key).set(parts[0])
+        case "enable":
+            db.flag(key).enable()
+        case "disable":
+            db.flag(key).disable()
+        case "update_max":
+            db.max(key).update(operation.amount)
+        case "update_min":
+            db.min(key).update(operation.amount)
         case "batch":
             with db.batch() as batch:
                 for inner in operation.inner:
                     apply(batch, inner)
         case _:
             raise ValueError(operation.verb)
+
+
+def outcomes(operation: Operation) -> list[Operation]:
+    """What may have been done, besides nothing, of an operation that was cut short: only put_many isn't atomic."""
+    if operation.verb != "put_many":
+        return [operation]
+    return [Operation("put_many", parts=operation.parts[:end]) for end in range(2, len(operation.parts) + 1, 2)]
 
 
 def _pairs(parts: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
@@ -158,6 +190,18 @@ def apply_to(state: State, operation: Operation) -> None:
                 fields[parts[0]] = _plus(fields.get(parts[0]), operation.amount)
             if fields:
                 state[key] = fields
+        case "put_many":
+            state.update(_pairs(parts))
+        case "multi_set":
+            state[key] = ("multi", (parts[0],))
+        case "enable":
+            state[key] = ("flag", True)
+        case "disable":
+            pass
+        case "update_max":
+            state[key] = ("max", max(_amount(old, operation.amount), operation.amount))
+        case "update_min":
+            state[key] = ("min", min(_amount(old, operation.amount), operation.amount))
         case "batch":
             for inner in operation.inner:
                 apply_to(state, inner)
@@ -167,6 +211,10 @@ def apply_to(state: State, operation: Operation) -> None:
 
 def _plus(old: Value | None, amount: int) -> bytes:
     return b"%d" % (int(old if isinstance(old, bytes) else 0) + amount)
+
+
+def _amount(old: Value | None, otherwise: int) -> int:
+    return old[1] if isinstance(old, tuple) and isinstance(old[1], int) else otherwise
 
 
 def read(db: everwrite.Database, keys: Iterable[bytes]) -> State:
@@ -184,6 +232,14 @@ def read(db: everwrite.Database, keys: Iterable[bytes]) -> State:
             case "map":
                 state[key] = dict(db.map(key).items())
                 assert len(db.map(key)) == len(state[key])
+            case "multi":
+                state[key] = ("multi", db.multi(key).values)
+            case "flag":
+                state[key] = ("flag", db.flag(key).enabled)
+            case "max":
+                state[key] = ("max", db.max(key).value)
+            case "min":
+                state[key] = ("min", db.min(key).value)
             case other:
                 raise AssertionError(f"{key!r} holds a {other}, which nobody wrote")
     return state
