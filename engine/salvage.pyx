@@ -1,6 +1,6 @@
 """What brings the readable parts of a damaged store together again; `doctor` has the order of events."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 import os
 

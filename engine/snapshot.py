@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from typing import Any, Self
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from typing import Any, Literal, Self, TypeVar, overload
 
 from everwrite.database import Counter, Database, MapView, SetView, VersionVector
 from everwrite.frozen import FrozenStore
@@ -11,6 +11,8 @@ from everwrite.ordered_views import BoundedCounter, SequenceView, SortedSet
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 
 __all__ = ["Snapshot"]
+
+T = TypeVar("T")
 
 
 class _FrozenDatabase(FrozenStore, Database):
@@ -58,6 +60,14 @@ class Snapshot(Mapping[bytes, bytes]):
     def __getitem__(self, key: bytes) -> bytes:
         return self._frozen[key]
 
+    @overload
+    def get(self, key: bytes, /) -> bytes | None: ...
+    @overload
+    def get(self, key: bytes, default: T, /) -> bytes | T: ...
+    def get(self, key: bytes, default: Any = None, /) -> Any:
+        """The value of `key`, or `default`."""
+        return self._frozen.get(key, default)
+
     def __contains__(self, key: object) -> bool:
         return key in self._frozen
 
@@ -87,9 +97,59 @@ class Snapshot(Mapping[bytes, bytes]):
         """A view of the values of registers and counters, in byte order of the keys."""
         return self._frozen.values()
 
-    def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """As `Database.scan`."""
-        return self._frozen.scan(prefix)
+    def keys(self) -> KeysView[bytes]:
+        """A view of the keys of registers and counters, in byte order."""
+        return self._frozen.keys()
+
+    def get_many(self, keys: Iterable[bytes]) -> list[bytes | None]:
+        """The values of many keys, None for each that isn't there: as `Database.get_many`."""
+        return self._frozen.get_many(keys)
+
+    def ttl(self, key: bytes) -> float | None:
+        """Seconds from the snapshot's moment to the key's deadline: as `Database.ttl`."""
+        return self._frozen.ttl(key)
+
+    @overload
+    def scan(
+        self,
+        prefix: bytes = b"",
+        start: bytes | None = None,
+        stop: bytes | None = None,
+        *,
+        reverse: bool = False,
+        keys: Literal[True] = True,
+        values: Literal[True] = True,
+        limit: int | None = None,
+    ) -> Iterator[tuple[bytes, bytes]]: ...
+    @overload
+    def scan(
+        self,
+        prefix: bytes = b"",
+        start: bytes | None = None,
+        stop: bytes | None = None,
+        *,
+        reverse: bool = False,
+        keys: Literal[True] = True,
+        values: Literal[False],
+        limit: int | None = None,
+    ) -> Iterator[bytes]: ...
+    @overload
+    def scan(
+        self,
+        prefix: bytes = b"",
+        start: bytes | None = None,
+        stop: bytes | None = None,
+        *,
+        reverse: bool = False,
+        keys: Literal[False],
+        values: Literal[True] = True,
+        limit: int | None = None,
+    ) -> Iterator[bytes]: ...
+    def scan(
+        self, prefix: bytes = b"", start: bytes | None = None, stop: bytes | None = None, **how: Any
+    ) -> Iterator[Any]:
+        """Ranges of keys, forwards and backwards: as `Database.scan`."""
+        return self._frozen.scan(prefix, start, stop, **how)
 
     def kind(self, key: bytes) -> str:
         """What `key` holds: as `Database.kind`."""

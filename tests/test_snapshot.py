@@ -53,6 +53,11 @@ def test_each_shows_its_moment(seed: int) -> None:
     assert db.statistics()["compactions"] > 0
     for snapshot, held in taken:
         assert list(snapshot.items()) == sorted(held.items())
+        assert list(snapshot.scan(reverse=True)) == sorted(held.items(), reverse=True)
+        assert list(snapshot.scan(b"key ", b"key 3", b"key 8", values=False)) == sorted(
+            key for key in held if b"key 3" <= key < b"key 8"
+        )
+        assert snapshot.get_many([b"key 1", b"none", b"key 2"]) == [held.get(b"key 1"), None, held.get(b"key 2")]
         assert list(snapshot) == sorted(held)
         assert len(snapshot) == snapshot.key_count() == len(held)
     assert dict(db) == model
@@ -103,6 +108,7 @@ def test_expiry_is_as_of_its_moment() -> None:
     assert list(db) == []
     assert list(snapshot.scan()) == [(b"soon", b"2")]
     assert snapshot.time_ms == 1_002_000
+    assert snapshot.ttl(b"soon") == 8
 
 
 def test_files_of_merged_tables_live_as_long_as_it(tmp_path: Path) -> None:
@@ -185,7 +191,7 @@ def test_many_make_few_tables_and_hold_up_nobody(tmp_path: Path) -> None:
 
 
 def test_a_group_is_in_it_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
-    """A writer moves amounts between fields of one map and, by batches received, between keys; sums stay equal."""
+    """A writer moves amounts between fields of one map, and between keys by batches; sums stay equal."""
     db = everwrite.open(tmp_path / "a", "os", memtable_bytes=1 << 16)
     other = everwrite.open(tmp_path / "b", "os")
     stop = threading.Event()
@@ -197,6 +203,10 @@ def test_a_group_is_in_it_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
             while not stop.is_set():
                 amount = chance.randrange(100)
                 db.map(b"sums").set({b"a": b"%d" % amount, b"b": b"%d" % -amount})
+                with db.batch() as batch:
+                    batch[b"left"] = b"%d" % amount
+                    batch.counter(b"right").reset()
+                    batch.counter(b"right").increment(-amount)
                 other.map(b"received").set({b"a": b"%d" % amount, b"b": b"%d" % -amount})
                 for batch in other.changes(db.applied):
                     db.apply(batch)
@@ -208,6 +218,7 @@ def test_a_group_is_in_it_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     try:
         for _ in range(300):
             with db.snapshot() as snapshot:
+                assert int(snapshot.get(b"left", b"0")) + snapshot.counter(b"right").value == 0
                 for name in (b"sums", b"received"):
                     fields = dict(snapshot.map(name))
                     assert sum(map(int, fields.values())) == 0
