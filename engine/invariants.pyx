@@ -25,13 +25,17 @@ from everwrite.coding cimport (
 from everwrite.frozen cimport FrozenStore
 from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_STATE
 from everwrite.lsm cimport LsmIterator
+from everwrite.scores cimport element_score, sortable
 from everwrite.state cimport (
+    KIND_SORTED_SET,
     SPACE_ELEMENT,
     SPACE_EXPIRY,
+    SPACE_ORDER,
     SPACE_SYSTEM,
     SPACE_USER,
     Element,
     Head,
+    element_counts,
     element_decode,
     element_free,
     element_init,
@@ -63,6 +67,7 @@ cdef enum Fault:
     WRONG_COUNT = 6
     STRAY_DEADLINE = 7
     UNKNOWN_SPACE = 8
+    STRAY_ORDER = 9
 
 _FAULTS = {
     BAD_HEAD: "its head can't be decoded",
@@ -73,6 +78,7 @@ _FAULTS = {
     WRONG_COUNT: "its head counts other live elements than there are",
     STRAY_DEADLINE: "the index of deadlines names one that it doesn't have",
     UNKNOWN_SPACE: "an entry of an unknown kind",
+    STRAY_ORDER: "the order of its members names one that it doesn't have, or another score",
 }
 
 
@@ -93,6 +99,8 @@ cdef class _Census:
     cdef uint64_t indexed_deadlines
     cdef uint64_t claimed             # live elements by the heads' counts
     cdef uint64_t live                # ... and by the elements
+    cdef uint64_t members             # of sorted sets
+    cdef uint64_t ordered             # ... and by the index of their order
 
     def __cinit__(self, FrozenStore store not None):
         self.store = store
@@ -165,9 +173,39 @@ cdef class _Census:
         if element_decode(&self.element, value) < 0:
             self.blame(slice_of(key.data + 5, size), Fault.BAD_ELEMENT)
         elif element_live(&self.element):
-            self.group_live += 1
-            self.live += 1
+            if element_counts(key.data[prefix - 1], slice_of(key.data + prefix, key.size - prefix)):
+                self.group_live += 1
+                self.live += 1
+            self.members += key.data[prefix - 1] == KIND_SORTED_SET
         return Status.OK
+
+    cdef int check_order(self, Slice key) noexcept nogil:
+        """An entry of the order of a sorted set: is there such a member, with this score?"""
+        cdef size_t size
+        cdef Slice name
+        cdef uint64_t score = 0
+        cdef int status
+        cdef size_t i
+        if key.size < 13:
+            self.blame(key, Fault.BAD_KEY)
+            return Status.OK
+        size = <size_t>key.data[1] << 24 | <size_t>key.data[2] << 16 | <size_t>key.data[3] << 8 | key.data[4]
+        if size + 13 > key.size:
+            self.blame(key, Fault.BAD_KEY)
+            return Status.OK
+        for i in range(8):
+            score = score << 8 | key.data[5 + size + i]
+        name = slice_of(key.data + 5, size)
+        self.ordered += 1
+        status = self.store.load(SPACE_USER, name)
+        if status == 1:
+            status = self.store.load_element(KIND_SORTED_SET, slice_of(key.data + 13 + size, key.size - 13 - size))
+        if status == 0 or (
+            status == 1
+            and (not element_live(&self.store.element) or sortable(element_score(&self.store.element)) != score)
+        ):
+            self.blame(name, Fault.STRAY_ORDER)
+        return status if status < 0 else Status.OK
 
     cdef int check_deadline(self, Slice key) noexcept nogil:
         cdef int64_t deadline = 0
@@ -205,6 +243,8 @@ cdef class _Census:
             return self.check_head(key, value)
         if key.data[0] == SPACE_EXPIRY:
             return self.check_deadline(key)
+        if key.data[0] == SPACE_ORDER:
+            return self.check_order(key)
         self.blame(key, Fault.UNKNOWN_SPACE)
         return Status.OK
 
@@ -253,7 +293,7 @@ def check_entries(FrozenStore store not None):
     """Walk all entries: (faults as a list of words, entries seen, live keys seen).
 
     Checked: every entry can be decoded; elements belong to a head that lists their kind and counts them; the index
-    of deadlines is exactly what the heads say; the number of live keys is what the store counts. Raises
+    of deadlines and the order of sorted sets are exactly what heads and elements say; the number of live keys is what the store counts. Raises
     CorruptionError when a table can't be read.
     """
     cdef _Census census = _Census(store)
@@ -263,6 +303,7 @@ def check_entries(FrozenStore store not None):
             ("live keys", census.keys, store.live_keys),
             ("entries of the index of deadlines", census.indexed_deadlines, census.deadlines),
             ("live elements", census.live, census.claimed),
+            ("entries of the order of sorted sets", census.ordered, census.members),
         ):
             if found != counted:
                 census.faults.append(f"{what}: there are {found}, but {counted} are counted")
