@@ -35,8 +35,7 @@ class MultiRegister(View):
     >>> here, there = (everwrite.open(tempfile.mkdtemp(), "os") for _ in range(2))
     >>> here.multi(b"cart").set(b"apples")
     >>> there.multi(b"cart").set(b"pears")
-    >>> for batch in there.changes(since=here.applied):
-    ...     here.apply(batch)
+    >>> _ = everwrite.sync(here, there)
     >>> sorted(here.multi(b"cart").values)
     [b'apples', b'pears']
     >>> here.multi(b"cart").set(b"apples and pears")
