@@ -33,6 +33,10 @@ def fill_map(db: Database, key: bytes, numbers: range) -> None:
     db.map(key).set({element(number): b"7" for number in numbers})
 
 
+def fill_sorted_set(db: Database, key: bytes, numbers: range) -> None:
+    db.sorted_set(key).update({element(number): float(number % 1000) for number in numbers})
+
+
 # How a key of many elements is filled, and operations on the element with a number.
 CASES: dict[str, tuple[Fill, dict[str, Operation]]] = {
     "set": (
@@ -52,6 +56,18 @@ CASES: dict[str, tuple[Fill, dict[str, Operation]]] = {
             "delete": lambda db, key, n: db.map(key).__delitem__(element(n)),
             "increment": lambda db, key, n: db.map(key).increment(element(n)),
             "length": lambda db, key, n: len(db.map(key)),
+        },
+    ),
+    "sorted set": (
+        fill_sorted_set,
+        {
+            "score": lambda db, key, n: db.sorted_set(key).score(element(n)),
+            "add": lambda db, key, n: db.sorted_set(key).add(element(n), -float(n)),
+            "increment": lambda db, key, n: db.sorted_set(key).increment(element(n), 0.5),
+            "discard": lambda db, key, n: db.sorted_set(key).discard(element(n)),
+            "first": lambda db, key, n: db.sorted_set(key).first(),
+            "pop": lambda db, key, n: db.sorted_set(key).pop_last(),
+            "length": lambda db, key, n: len(db.sorted_set(key)),
         },
     ),
 }
