@@ -293,8 +293,8 @@ def check_entries(FrozenStore store not None):
     """Walk all entries: (faults as a list of words, entries seen, live keys seen).
 
     Checked: every entry can be decoded; elements belong to a head that lists their kind and counts them; the index
-    of deadlines and the order of sorted sets are exactly what heads and elements say; the number of live keys is what the store counts. Raises
-    CorruptionError when a table can't be read.
+    of deadlines and the order of sorted sets are exactly what heads and elements say; the number of live keys is what
+    the store counts. Raises CorruptionError when a table can't be read.
     """
     cdef _Census census = _Census(store)
     census.walk()
