@@ -161,7 +161,10 @@ cdef class QuickKeyspace(TypedKeyspace):
         dot.origin = self.own_origin
         dot.timestamp = self.clock.tick()
         head[0] = <uint8_t>(PLAIN_TOMBSTONE if tombstone else PLAIN_REGISTER)
-        memcpy(_put_dot(&head[1], dot), value.data, value.size)
+        _put_dot(&head[1], dot)
+        # memcpy takes no NULL, not even for no bytes.
+        if value.size:
+            memcpy(&head[<size_t>PLAIN_BYTES], value.data, value.size)
         status = memtable_put_at(
             self.lsm.active, plain.entry, plain.key_hash, plain.name, slice_of(head, PLAIN_BYTES + value.size)
         )
@@ -183,7 +186,8 @@ cdef class QuickKeyspace(TypedKeyspace):
         at[0] = <uint8_t>PART_REGISTER
         at[1] = <uint8_t>(REGISTER_TOMBSTONE if tombstone else 0)
         at = _put_varint(_put_dot(at + 2, plain.dot), value.size)
-        memcpy(at, value.data, value.size)
+        if value.size:
+            memcpy(at, value.data, value.size)
         group.size = at + value.size - group.data
 
         place = digest_key(plain.name)

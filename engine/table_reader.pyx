@@ -508,7 +508,8 @@ cdef int hash_cursor_next(HashCursor* c, BlockCache cache) noexcept nogil:
         counted_release(&page.counted)
         if status < 0:
             return status
-        qsort(c.found.data, c.found.size // sizeof(HashEntry), sizeof(HashEntry), _by_hash)
+        if c.found.size:
+            qsort(c.found.data, c.found.size // sizeof(HashEntry), sizeof(HashEntry), _by_hash)
         c.page += 1
     found = <HashEntry*>c.found.data + c.position
     c.position += 1
