@@ -454,7 +454,7 @@ def open_database(
     create: bool = True,
     max_clock_drift_ms: int = 500,
     memtable_bytes: int = 64 << 20,
-    block_cache_bytes: int = 64 << 20,
+    block_cache_bytes: int = 256 << 20,
     log_keep_bytes: int = 256 << 20,
     segment_bytes: int = 64 << 20,
     files: Files | None = None,
@@ -466,7 +466,8 @@ def open_database(
 
     `durability`: "always" (a write returns when it is on the device), "interval" (at most a second
     later) or "os" (when the operating system likes). `memtable_bytes`: how much is kept in memory
-    before it is written as a table; `log_keep_bytes`: how much log is kept for other stores to catch
+    before it is written as a table; `block_cache_bytes`: limit of the memory for what has been read of
+    tables, of which their indexes take 6 bytes a key; `log_keep_bytes`: how much log is kept for other stores to catch
     up from. `files`, `background`, `store_id` and `now_ms` serve simulations.
 
     Raises LockedError when it is open already, CorruptionError naming file and offset when it is

@@ -62,7 +62,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
         create=True,
         max_clock_drift_ms=500,
         memtable_bytes=64 << 20,
-        block_cache_bytes=64 << 20,
+        block_cache_bytes=256 << 20,
         log_keep_bytes=256 << 20,
         segment_bytes=64 << 20,
         files=None,

@@ -19,6 +19,8 @@ cdef class Files:
     cdef int close(self, int handle) noexcept nogil
     # Bytes read: fewer than `size` only at the end of the file.
     cdef int64_t read(self, int handle, uint64_t offset, void* data, size_t size) noexcept nogil
+    # All of it, when the system has it in memory; WOULD_BLOCK when it would have to ask the device, or can't tell.
+    cdef int read_resident(self, int handle, uint64_t offset, void* data, size_t size) noexcept nogil
     # All of it, or an error.
     cdef int write(self, int handle, uint64_t offset, const void* data, size_t size) noexcept nogil
     # fdatasync. Never again on a handle where it failed.

@@ -67,8 +67,8 @@ cdef class Lsm:
     # 1 found, 0 absent, negative error. *value stays valid until the pin is released, but,
     # when it lies in the active memory table, only until the next put or remove of the same key or the next freeze.
     cdef int get(self, Slice key, Pin* pin, Slice* value) noexcept nogil
-    # While `cached_only`, get, seek and next answer Status.WOULD_BLOCK instead of reading a file, so that a caller
-    # may hold the GIL for what is in memory. An iterator must then be sought again.
+    # While `cached_only`, get, seek and next answer Status.WOULD_BLOCK instead of waiting for a device, so that a
+    # caller may hold the GIL for what is in memory. An iterator must then be sought again.
     cdef void set_cached_only(self, bint value) noexcept nogil
     # Hints that a get or put of the key follows soon: `prefetch` first, its result to `prefetch_entry` a little later.
     cdef uint64_t prefetch(self, Slice key) noexcept nogil

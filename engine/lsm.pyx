@@ -89,7 +89,7 @@ cdef class Lsm:
             raise MemoryError
 
     def __init__(
-        self, Files files not None, folder, *, size_t memtable_bytes=64 << 20, size_t block_cache_bytes=64 << 20
+        self, Files files not None, folder, *, size_t memtable_bytes=64 << 20, size_t block_cache_bytes=256 << 20
     ):
         """Open the map in `folder`, which is made when it is missing.
 

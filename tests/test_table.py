@@ -1,11 +1,13 @@
 """Table files: what is read is what was written, or an error that names the file and the place."""
 
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import everwrite
 from everwrite import compaction, errors
 from everwrite.checksum import checksum
 from everwrite.lsm import Lsm
@@ -177,6 +179,24 @@ def test_keys_whose_hashes_begin_alike_are_all_found() -> None:
     for key, value in (chosen | others).items():
         assert lsm[key] == value
     assert not any(key in lsm for key in list(entries)[50:2_000] if key not in chosen)
+
+
+def test_data_larger_than_the_cache_reads_the_same(tmp_path: Path) -> None:
+    entries = random_entries(20_000, 16)
+    with everwrite.open(tmp_path, durability="os", memtable_bytes=1 << 20, block_cache_bytes=1 << 19) as db:
+        for key, value in entries.items():
+            db[key] = value
+        db.compact()
+        assert db.stats()["cache_bytes"] <= 1 << 19
+        keys = list(entries)
+        random.Random(17).shuffle(keys)
+        for key in keys[:5_000]:
+            assert db[key] == entries[key]
+        assert db.get_many(keys[5_000:10_000]) == [entries[key] for key in keys[5_000:10_000]]
+        assert list(db.scan()) == sorted(entries.items())
+        assert list(db.scan(reverse=True)) == sorted(entries.items(), reverse=True)
+        assert db.stats()["cache_bytes"] <= 1 << 19
+        assert db.stats()["cache_misses"] > 5_000
 
 
 def observe(files: MemoryFiles, entries: dict[bytes, bytes]) -> dict[bytes, bytes]:
