@@ -12,7 +12,8 @@ from everwrite.state cimport Row
 
 cdef enum ChangeFlag:
     CHANGE_FULL_STATE = 1
-    KNOWN_CHANGE_FLAGS = 1
+    CHANGE_PART = 2            # with it: a part of a full state, see parts.pyx
+    KNOWN_CHANGE_FLAGS = 3
 
 cdef enum PartTag:
     PART_REGISTER = 1
@@ -63,6 +64,7 @@ cdef int change_check(const Change* change) noexcept nogil           # every par
 # *newest rises to its newest timestamp.
 cdef int change_validate(Slice body, bint state, uint64_t* newest) noexcept nogil
 cdef bint is_state(const Change* change) noexcept nogil              # a full state that no dot names
+cdef bint is_part(const Change* change) noexcept nogil
 cdef bint full_state_covers(const Change* change, Dot dot) noexcept nogil   # of a full state that is valid
 cdef int part_next(Reader* r, Part* part) noexcept nogil             # 1, 0 at the end, ERR_DECODE
 cdef Dot dot_at(const uint8_t* dots, size_t index) noexcept nogil

@@ -63,7 +63,7 @@ cdef int change_parse(Slice body, Change* change) noexcept nogil:
     change.dot.timestamp = get_u64(&r)
     change.previous = get_u64(&r)
     change.key = get_slice(&r)
-    if r.failed or change.flags & ~ChangeFlag.KNOWN_CHANGE_FLAGS:
+    if r.failed or change.flags & ~ChangeFlag.KNOWN_CHANGE_FLAGS or change.flags == ChangeFlag.CHANGE_PART:
         return Status.ERR_DECODE
     if change.key.size < 1 or change.key.size > <size_t>MAX_KEY + 1:
         return Status.ERR_DECODE
@@ -166,7 +166,12 @@ cdef int change_check(const Change* change) noexcept nogil:
     cdef int status
     cdef size_t i
     cdef bint full = (change.flags & ChangeFlag.CHANGE_FULL_STATE) != 0
-    cdef bint first = True
+    cdef bint part_of_one = is_part(change)
+    # The head stands in the first part; the others begin with an element.
+    cdef bint first = not (part_of_one and change.previous & <uint64_t>0xFFFFFFFF)
+    cdef bint headless = not first
+    if part_of_one and not _part_fits(change):
+        return Status.ERR_DECODE
     head_init(&head)
     element_init(&element)
     while True:
@@ -188,7 +193,9 @@ cdef int change_check(const Change* change) noexcept nogil:
                 last_kind = part.kind
                 last_name = part.name
                 status = element_decode(&element, part.value)
-                if head_find(&head, part.kind) == NULL or not _rows_fit(part.kind, element.row_count):
+                if not headless and head_find(&head, part.kind) == NULL:
+                    status = Status.ERR_DECODE
+                if not _rows_fit(part.kind, element.row_count):
                     status = Status.ERR_DECODE
                 for i in range(element.size):
                     if not _value_fits(part.kind, element.dots[i].value):
@@ -200,9 +207,14 @@ cdef int change_check(const Change* change) noexcept nogil:
         first = False
     head_free(&head)
     element_free(&element)
-    if status == 0 and full and first:
+    if status == 0 and full and (first or (headless and last_kind == 0)):
         return Status.ERR_DECODE
     return status
+
+
+cdef bint _part_fits(const Change* change) noexcept nogil:
+    cdef uint64_t count = change.previous >> 32
+    return change.dot.timestamp == 0 and count >= 2 and (change.previous & <uint64_t>0xFFFFFFFF) < count
 
 
 cdef Dot dot_at(const uint8_t* dots, size_t index) noexcept nogil:
@@ -283,8 +295,12 @@ cdef int put_clear(Buffer* into, int mask, const Row* rows, size_t size) noexcep
     return failed
 
 
+cdef bint is_part(const Change* change) noexcept nogil:
+    return (change.flags & ChangeFlag.CHANGE_PART) != 0
+
+
 cdef bint is_state(const Change* change) noexcept nogil:
-    return change.flags & ChangeFlag.CHANGE_FULL_STATE and change.dot.timestamp == 0
+    return change.flags == ChangeFlag.CHANGE_FULL_STATE and change.dot.timestamp == 0
 
 
 cdef int change_validate(Slice body, bint state, uint64_t* newest) noexcept nogil:
@@ -297,7 +313,7 @@ cdef int change_validate(Slice body, bint state, uint64_t* newest) noexcept nogi
     cdef int status = change_parse(body, &change)
     if status < 0:
         return status
-    if not state and is_state(&change):
+    if not state and change.dot.timestamp == 0:
         state = True
     if state:
         if change.dot.timestamp or not change.flags & ChangeFlag.CHANGE_FULL_STATE:
@@ -311,7 +327,8 @@ cdef int change_validate(Slice body, bint state, uint64_t* newest) noexcept nogi
         newest[0] = change.dot.timestamp
     if change.flags & ChangeFlag.CHANGE_FULL_STATE:
         r = reader_of(change.parts)
-        part_next(&r, &part)
+        if part_next(&r, &part) == 1 and part.tag != PartTag.PART_HEAD:
+            return Status.OK
         head_init(&head)
         status = head_decode(&head, part.value)
         for i in range(head.size):

@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t, uint64_t
 
 import numpy as np
 
-from everwrite.change cimport Change, Part, change_parse, part_next
+from everwrite.change cimport PART_HEAD, Change, Part, change_parse, part_next
 from everwrite.clock cimport Dot, vector_get
 from everwrite.coding cimport (
     Buffer,
@@ -20,7 +20,6 @@ from everwrite.coding cimport (
     buffer_slice,
     get_slice,
     put_bytes,
-    put_slice,
     put_u8,
     put_u32,
     put_u64,
@@ -153,25 +152,21 @@ def contexts(Keyspace store not None, list keys):
 def collect_states(Store store not None, list keys, size_t limit):
     """The states of as many of these users' keys, from the first on, as `limit` bytes hold; at least of one.
 
-    Returns (body, count of states, keys looked at), the body as in a batch of states. What isn't there has
-    none. Everything in the body is durable.
+    Returns (states, keys looked at), the states as bytes; one over the limit comes alone. What isn't there has
+    none. Everything in them is durable.
     """
-    cdef Buffer body
     cdef Buffer state
     cdef Dot none
     cdef Slice name
-    cdef size_t count = 0
+    cdef size_t size = 0
     cdef size_t looked = 0
     cdef int status = 0
     none.origin = none.timestamp = 0
-    buffer_init(&body)
+    states = []
     buffer_init(&state)
     try:
         for key in keys:
-            if count and body.size >= limit:
-                break
             name = slice_of(<const uint8_t*><bytes>key, len(key))
-            looked += 1
             state.size = 0
             with nogil:
                 store.lock()
@@ -180,16 +175,18 @@ def collect_states(Store store not None, list keys, size_t limit):
                     status = store.encode_state(&state, none)
                     status = status if status < 0 else 1
                 store.unlock()
-                if status == 1 and put_slice(&body, buffer_slice(&state)) != 0:
-                    status = Status.ERR_MEMORY
             store._check(status)
-            count += status
+            if status == 1:
+                if states and size + state.size > limit:
+                    break
+                size += state.size
+                states.append(state.data[: state.size])
+            looked += 1
         with nogil:
             status = store._write_log(True)
         store._check(status)
-        return (body.data[: body.size] if body.size else b""), count, looked
+        return states, looked
     finally:
-        buffer_free(&body)
         buffer_free(&state)
 
 
@@ -206,7 +203,7 @@ cdef uint64_t _newest_of(const uint8_t* data, size_t size, uint64_t origin) noex
     while reader_left(&r):
         change_parse(get_slice(&r), &change)
         parts = reader_of(change.parts)
-        if part_next(&parts, &part) == 1 and head_decode(&head, part.value) == Status.OK:
+        if part_next(&parts, &part) == 1 and part.tag == PART_HEAD and head_decode(&head, part.value) == Status.OK:
             for i in range(head.size):
                 if head.rows[i].origin == origin:
                     newest = max(newest, head.rows[i].context)
@@ -215,7 +212,7 @@ cdef uint64_t _newest_of(const uint8_t* data, size_t size, uint64_t origin) noex
 
 
 def join_states(Store store not None, bytes body not None, size_t count):
-    """Join `count` states of keys, as `collect_states` gives them; durable after `Store.commit_log`.
+    """Join `count` states of keys or parts of states, as in a batch of states; durable after `Store.commit_log`.
 
     Raises ProtocolError (malformed, or with updates of this store's own that it never made) and
     ClockDriftError; nothing was joined then.
@@ -242,8 +239,7 @@ def join_states(Store store not None, bytes body not None, size_t count):
                 f"the states have a timestamp {(newest >> 16) - store.clock.now_ms()} ms ahead of this node's clock; "
                 f"max_clock_drift is {store.clock.max_drift_ms} ms: set the sender's clock right"
             )
-        with nogil:
-            status = store._apply_states(data, size)
-        store._check(status)
+        # Parts of a state that is large come in several messages of one conversation.
+        store._join_states(data, size, store._take_parts("exchange", data, size, False))
     finally:
         store.unlock()

@@ -6,15 +6,12 @@ at all; what was merged is in the log before anything that builds on it.
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from everwrite.aside cimport AsideKeyspace
 from everwrite.change cimport Change
 from everwrite.coding cimport Reader, Slice
-from everwrite.durable cimport DurableKeyspace
 
 
-cdef class InboundKeyspace(DurableKeyspace):
-    cdef dict resync                    # states of a resync received so far: id -> indexes
-    cdef dict kept                      # pulled states that their groups wait for: key -> (bytes, context)
-    cdef size_t kept_bytes
+cdef class InboundKeyspace(AsideKeyspace):
     cdef uint64_t pulls
     cdef uint64_t resyncs
 
@@ -30,4 +27,6 @@ cdef class InboundKeyspace(DurableKeyspace):
     cdef int _apply_fitting(self, Reader* r, Slice* body) noexcept nogil
     cdef int _apply_with_states(self, Slice body, list states) except? -1
     cdef int _apply_group(self, Slice body, bint unchecked) noexcept nogil
+    cdef int _join_states(self, const uint8_t* data, size_t size, list whole) except -1
+    cdef int _apply_state(self, Slice body) noexcept nogil
     cdef int _apply_states(self, const uint8_t* data, size_t size) noexcept nogil

@@ -6,9 +6,9 @@ pulled for it: all guards are checked before anything of it is merged.
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from everwrite.aside cimport AsideKeyspace, context_of
 from everwrite.change cimport (
-    PART_CLEAR, PART_ELEMENT, Change, Part, change_parse, change_validate, dot_at, full_state_covers, is_state,
-    part_next,
+    PART_CLEAR, PART_ELEMENT, Change, Part, change_parse, change_validate, dot_at, is_part, is_state, part_next,
 )
 from everwrite.clock cimport (
     Dot, Vector, vector_covers, vector_dict, vector_free, vector_get, vector_init, vector_raise,
@@ -17,29 +17,21 @@ from everwrite.coding cimport (
     Buffer, Reader, Slice, buffer_free, buffer_init, buffer_slice, get_slice, put_bytes, put_u8, put_u64, put_varint,
     reader_left, reader_of, slice_of,
 )
-from everwrite.durable cimport DurableKeyspace
 from everwrite.keyspace cimport DUPLICATE, FRAME_CLAIM, FRAME_STATE
-from everwrite.state cimport Head, head_context, head_decode, head_free, head_init
-from everwrite.status cimport Status, check
+from everwrite.state cimport head_context
+from everwrite.status cimport Status
 
 from everwrite.batch import CHANGES, CLAIM, STATES, decode_batch
 from everwrite.clock import merge
-from everwrite.errors import ClockDriftError, ClosedError, GapError, ProtocolError, TooLargeError
+from everwrite.errors import ClockDriftError, ClosedError, GapError, ProtocolError
 from everwrite.need import Need
 
 RESYNCS_OPEN = 64
 """Resyncs whose batches are remembered until their claim; the oldest are forgotten."""
 
-KEPT_BYTES = 1 << 30
-"""States that were pulled, kept until the group that needs them can be applied; the oldest go first."""
 
-
-cdef class InboundKeyspace(DurableKeyspace):
+cdef class InboundKeyspace(AsideKeyspace):
     """A store that takes in what others send: `Store` adds what it sends itself."""
-
-    def __cinit__(self, *args, **kwargs):
-        self.resync = {}
-        self.kept = {}
 
     # ---- batches in ----
 
@@ -96,6 +88,7 @@ cdef class InboundKeyspace(DurableKeyspace):
         try:
             self._check(Status.ERR_FAILED if self.failed else Status.OK)
             self._admit(envelope, newest)
+            self._forget_idle()
             if envelope.kind == CLAIM:
                 # One that brings nothing must not cost this store its position index.
                 states_came = self.resync.pop(envelope.resync, None) is not None
@@ -104,15 +97,19 @@ cdef class InboundKeyspace(DurableKeyspace):
                     states_came = True
                 self.resyncs += states_came
                 return None
+            whole = []
+            if not states or envelope.index not in self.resync.get(envelope.resync, ()):
+                whole = self._take_parts(envelope.resync if states else None, data, size, not states)
             if not states:
+                for key, state in whole:
+                    # Sent ahead of a change: kept for its group, as if it had been asked for.
+                    self._keep(key, state)
                 need = self._apply_groups(data, size)
                 if need is not None:
                     self.pulls += 1
                     return need
             else:
-                with nogil:
-                    status = self._apply_states(data, size)
-                self._check(status)
+                self._join_states(data, size, whole)
                 self.resync.setdefault(envelope.resync, set()).add(envelope.index)
                 while len(self.resync) > RESYNCS_OPEN:
                     del self.resync[next(iter(self.resync))]
@@ -172,8 +169,10 @@ cdef class InboundKeyspace(DurableKeyspace):
             if span.after > held:
                 raise GapError(span.origin, held, span.after)
         received = self.resync.get(envelope.resync, ())
-        if envelope.kind == CLAIM and not (
-            envelope.count <= len(received) and all(index in received for index in range(envelope.count))
+        if envelope.kind == CLAIM and (
+            self.parts.waits(envelope.resync)
+            or envelope.count > len(received)
+            or not all(index in received for index in range(envelope.count))
         ):
             for span in envelope.spans:
                 held = vector_get(&self.applied, span.origin)
@@ -234,9 +233,7 @@ cdef class InboundKeyspace(DurableKeyspace):
         cdef Change change
         while reader_left(&group):
             change_parse(get_slice(&group), &change)
-            if not is_state(&change) and not vector_covers(
-                &self.applied, change.dot.origin, change.dot.timestamp
-            ):
+            if change.dot.timestamp and not vector_covers(&self.applied, change.dot.origin, change.dot.timestamp):
                 return False
         return True
 
@@ -275,7 +272,7 @@ cdef class InboundKeyspace(DurableKeyspace):
             if key in passed:
                 continue
             if is_state(&change):
-                reached[key] = merge(reached.get(key, {}), _context_of(&change))
+                reached[key] = merge(reached.get(key, {}), context_of(&change))
                 continue
             if vector_covers(&self.applied, change.dot.origin, change.dot.timestamp):
                 continue
@@ -310,10 +307,6 @@ cdef class InboundKeyspace(DurableKeyspace):
                     return False
         return True
 
-    def _kept_context(self, bytes key):
-        kept = self.kept.get(key)
-        return {} if kept is None else kept[1]
-
     cdef object _apply_groups(self, const uint8_t* data, size_t size):
         """Apply groups in order; None, or the first need of one that doesn't fit: nothing of that one is in."""
         cdef Reader r = reader_of(slice_of(data, size))
@@ -346,8 +339,6 @@ cdef class InboundKeyspace(DurableKeyspace):
                 continue
             group = reader_of(body[0])
             get_slice(&group)
-            if self.kept_bytes:
-                return Status.ERR_GUARD
             if reader_left(&group):
                 # One change finds out by itself whether it fits; of several none may be in before all do.
                 status = self._group_fits(body[0])
@@ -420,109 +411,64 @@ cdef class InboundKeyspace(DurableKeyspace):
                 return self._fail(status)
         return self.batch_end()
 
+    cdef int _join_states(self, const uint8_t* data, size_t size, list whole) except -1:
+        """Join the states of a body, and those that its parts have completed. Needs the lock."""
+        cdef Slice state
+        cdef int status
+        with nogil:
+            status = self._apply_states(data, size)
+        self._check(status)
+        for _, each in whole:
+            state = slice_of(<const uint8_t*><bytes>each, len(each))
+            with nogil:
+                status = self._apply_state(state)
+            self._check(status)
+        return 0
+
     cdef int _apply_states(self, const uint8_t* data, size_t size) noexcept nogil:
         cdef Reader r = reader_of(slice_of(data, size))
         cdef Slice body
+        cdef Change change
         cdef int status = Status.OK
         while reader_left(&r) and status >= 0:
             body = get_slice(&r)
-            status = self.apply_change(body)
-            if status >= 0:
-                self.group.size = 0
-                status = put_u8(&self.group, FRAME_STATE) | put_bytes(&self.group, body.data, body.size)
-            if status >= 0:
-                status = self.log_group()
+            change_parse(body, &change)
+            if not is_part(&change):
+                status = self._apply_state(body)
         return status
 
-    def supply_state(self, need, bytes state not None):
-        """Keep the state of the key that `need` (a `Need`) names, as the sender's `key_state` gave it.
-
-        It is joined with the group that needs it, once all that the group needs is there. Raises
-        ProtocolError when it isn't that key's state or doesn't reach what was needed, ClockDriftError when
-        it holds a timestamp too far ahead, TooLargeError when no memory is set aside for one this large.
-        """
-        cdef Change change
-        cdef Dot dot
-        cdef uint64_t newest = 0
-        cdef Slice given = slice_of(<const uint8_t*>state, len(state))
-        cdef bytes key = need.namespace_key
-        cdef int status
-        with nogil:
-            status = change_validate(given, True, &newest)
-        if status == Status.OK:
-            change_parse(given, &change)
-            if change.key.data[: change.key.size] != key:
-                status = Status.ERR_DECODE
-        if status < 0:
-            raise ProtocolError(f"the state that the peer sent for key {key[1:]!r} is malformed; nothing was applied")
-        if len(state) > KEPT_BYTES:
-            raise TooLargeError(
-                f"the state of key {key[1:]!r} has {len(state)} bytes; a pull takes up to {KEPT_BYTES}"
-            )
-        dot.origin = need.origin
-        dot.timestamp = need.timestamp
-        with nogil:
-            self.lock()
-        try:
-            self._check(Status.ERR_FAILED if self.failed else Status.OK)
-            if not full_state_covers(&change, dot):
-                raise ProtocolError(
-                    f"the state that the peer sent for key {key[1:]!r} lacks update {need.timestamp} of origin "
-                    f"{need.origin:#018x}; nothing was applied"
-                )
-            if self.clock.observe(newest) < 0:
-                raise ClockDriftError(
-                    f"the state of key {key[1:]!r} has a timestamp too far ahead of this node's clock; "
-                    "nothing was merged"
-                )
-            if vector_covers(&self.applied, dot.origin, dot.timestamp):
-                return
-            self._drop_kept(key)
-            self.kept[key] = state, _context_of(&change)
-            self.kept_bytes += len(state)
-            while self.kept_bytes > KEPT_BYTES:
-                # Asked for by a link that has gone, most likely. Whoever still needs it asks again.
-                self._drop_kept(next(iter(self.kept)))
-        finally:
-            self.unlock()
-
-    def _drop_kept(self, bytes key):
-        kept = self.kept.pop(key, None)
-        if kept is not None:
-            self.kept_bytes -= len(kept[0])
-
-
-cdef dict _context_of(const Change* change):
-    """The causal context of a full state that is valid, as a dict of origin to timestamp."""
-    cdef Reader r = reader_of(change.parts)
-    cdef Part part
-    cdef Head head
-    cdef size_t i
-    part_next(&r, &part)
-    head_init(&head)
-    try:
-        check(head_decode(&head, part.value))
-        return {head.rows[i].origin: head.rows[i].context for i in range(head.size)}
-    finally:
-        head_free(&head)
-
+    cdef int _apply_state(self, Slice body) noexcept nogil:
+        cdef int status = self.apply_change(body)
+        if status >= 0:
+            self.group.size = 0
+            status = put_u8(&self.group, FRAME_STATE) | put_bytes(&self.group, body.data, body.size)
+        return status if status < 0 else self.log_group()
 
 cdef int _check_spans(const uint8_t* data, size_t size, Vector* held, const Vector* upto) noexcept nogil:
     """Whether a well-formed body holds, of each origin in its order, changes after `held` that end at `upto`.
 
-    The changes of one group share their origin.
+    The changes of one group share their origin; parts of states stand in groups of their own.
     """
     cdef Reader r = reader_of(slice_of(data, size))
     cdef Reader group
     cdef Change change
     cdef uint64_t origin
+    cdef bint parts
+    cdef bint changes
     cdef size_t i
     while reader_left(&r):
         group = reader_of(get_slice(&r))
         origin = 0
+        parts = changes = False
         while reader_left(&group):
             change_parse(get_slice(&group), &change)
-            if is_state(&change):
+            if is_part(&change):
+                parts = True
+            else:
+                changes = True
+            if parts and changes:
+                return Status.ERR_DECODE
+            if change.dot.timestamp == 0:
                 continue
             if origin and change.dot.origin != origin:
                 return Status.ERR_DECODE

@@ -22,6 +22,7 @@ from everwrite import exchange
 from everwrite.batch import STATES, decode_batch, encode_batch
 from everwrite.clock import compare
 from everwrite.errors import LocalProtocolError, LogCutError, ProtocolError
+from everwrite.parts import as_body, split_state
 from everwrite.reconcile_messages import (
     Ask,
     Digests,
@@ -167,6 +168,7 @@ class Initiator:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._contents = Contents(store)
+        self._outbox = _Outbox(store)
         self._conversation = self._converse()
         self._counts = {"keys": 0, "joined": 0, "sent": 0, "messages": 0, "bytes_sent": 0, "bytes_received": 0}
         self._started = False
@@ -268,13 +270,14 @@ class Initiator:
             raise ProtocolError("malformed answer: it wants keys that weren't offered")
         wanted, left = list(answer.wanted), list(answer.left)
         while wanted or left:
-            body, count, taken = exchange.collect_states(self._store, wanted, STATES_BYTES)
-            self._counts["sent"] += count
+            batch, taken = self._outbox.collect(wanted)
+            self._counts["sent"] += taken
             fetched, left = left[:OFFERED_MAX], left[OFFERED_MAX:]
             wanted = wanted[taken:]
-            answer = _expect((yield Push(_pack(body, count), fetched)), States)
+            answer = _expect((yield Push(batch, fetched)), States)
             self._join(answer)
-            if answer.wanted or not set(answer.left) <= set(fetched) or (fetched and len(answer.left) == len(fetched)):
+            fewer = answer.batch or len(answer.left) < len(fetched)
+            if answer.wanted or not set(answer.left) <= set(fetched) or (fetched and not fewer):
                 raise ProtocolError("malformed answer: it brings nothing of what was asked for")
             left = list(answer.left) + left
 
@@ -291,6 +294,7 @@ class Responder:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._contents = Contents(store)
+        self._outbox = _Outbox(store)
 
     def receive(self, data: bytes) -> bytes:
         """Take a message; the answer.
@@ -351,16 +355,39 @@ class Responder:
         return self._states(give, wanted)
 
     def _states(self, keys: list[bytes], wanted: list[bytes]) -> States:
-        body, count, taken = exchange.collect_states(self._store, keys, STATES_BYTES)
-        return States(_pack(body, count), wanted, keys[taken:])
+        batch, taken = self._outbox.collect(keys)
+        return States(batch, wanted, keys[taken:])
 
 
-def _pack(body: bytes, count: int) -> bytes:
-    return encode_batch(STATES, [], count, body) if count else b""
+class _Outbox:
+    """States on their way out, a message at a time; one that is large in parts, as it was when it began."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._key: bytes | None = None
+        self._parts: list[bytes] = []
+
+    def collect(self, keys: list[bytes]) -> tuple[bytes, int]:
+        """A batch with states of the first of these keys, or with some parts of one, and how many keys it finishes."""
+        if not keys:
+            return b"", 0
+        if keys[0] != self._key:
+            states, taken = exchange.collect_states(self._store, keys, STATES_BYTES)
+            if len(states) != 1 or len(states[0]) <= STATES_BYTES:
+                return self._pack(states), taken
+            self._key, self._parts = keys[0], split_state(states[0])
+        parts = [self._parts.pop(0)]
+        if self._parts:
+            return self._pack(parts), 0
+        self._key = None
+        return self._pack(parts), 1
+
+    def _pack(self, states: list[bytes]) -> bytes:
+        return encode_batch(STATES, [], len(states), as_body(states)) if states else b""
 
 
 def _join(store: Store, packed: bytes) -> int:
-    """Join states from a message; how many, durable as the store was opened for."""
+    """Join states or parts from a message; how many, durable as the store was opened for."""
     if not packed:
         return 0
     batch = decode_batch(packed)

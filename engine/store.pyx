@@ -16,6 +16,7 @@ from everwrite.wal_reader cimport WalReader
 
 from everwrite.batch import CLAIM, STATES, encode_batch
 from everwrite.errors import ClosedError, LogCutError, ProtocolError
+from everwrite.parts import as_body, split_state
 from everwrite.stream import Stream
 cdef enum Tuning:
     RESYNC_BATCH = 1 << 20       # bytes of states a resync batch
@@ -154,7 +155,7 @@ cdef class Store(InboundKeyspace):
             buffer_init(&body)
             try:
                 vector_load(&held, since)
-                start, count = self._collect_states(start, &held, &body)
+                start, count, large = self._collect_states(start, &held, &body)
                 data = body.data[: body.size] if body.size else b""
             finally:
                 vector_free(&held)
@@ -166,6 +167,10 @@ cdef class Store(InboundKeyspace):
             if count:
                 yield encode_batch(STATES, [], count, data, resync=resync, index=batches)
                 batches += 1
+            if large is not None:
+                for part in split_state(large):
+                    yield encode_batch(STATES, [], 1, as_body([part]), resync=resync, index=batches)
+                    batches += 1
         # Only for whoever holds `since`: states that it covers weren't sent.
         spans = [(origin, min(since.get(origin, 0), upto), upto) for origin, upto in claim.items()]
         yield encode_batch(CLAIM, spans, batches, b"", resync=resync, index=batches)
@@ -181,18 +186,19 @@ cdef class Store(InboundKeyspace):
         return (moment * 0x9E3779B97F4A7C15 ^ self.own_origin) & 0xFFFFFFFFFFFFFFFF
 
     cdef object _collect_states(self, bytes start, const Vector* held, Buffer* body):
-        """Up to RESYNC_BATCH bytes of states from the entry key `start` on: (next start or None, count)."""
+        """Up to RESYNC_BATCH bytes of states from the entry key `start` on: (next start or None, count, large one)."""
         cdef LsmIterator* it
         cdef Slice stored
         cdef Buffer state
         cdef uint64_t count = 0
+        cdef bint large = False
         cdef Dot none
         cdef Slice first = slice_of(<const uint8_t*>start, len(start))
         cdef int status
         cdef size_t i
         none.origin = 0
         none.timestamp = 0
-        following = None
+        following = whole = None
         buffer_init(&state)
         with nogil:
             self.lock()
@@ -209,14 +215,22 @@ cdef class Store(InboundKeyspace):
                     if not vector_covers(held, self.head.rows[i].origin, self.head.rows[i].context):
                         state.size = 0
                         status = self.encode_state(&state, none)
-                        if status == Status.OK:
+                        if status < 0:
+                            break
+                        if state.size > Tuning.RESYNC_BATCH:
+                            large = True
+                        else:
                             status = put_slice(body, buffer_slice(&state))
-                        count += 1
+                            count += 1
                         break
                 if status >= 0:
                     status = self.lsm.next(it)
+                if large:
+                    break
         try:
             self._check(status)
+            if large:
+                whole = state.data[: state.size]
             if status == 1:
                 stored = self.lsm.key(it)
                 if stored.data[0] <= SPACE_USER:
@@ -226,7 +240,7 @@ cdef class Store(InboundKeyspace):
                 self.lsm.iterator_free(it)
             self.unlock()
             buffer_free(&state)
-        return following, count
+        return following, count, whole
 
     def key_state(self, bytes key not None):
         """The whole state of a key as bytes, for a peer that asked with a `Need`.

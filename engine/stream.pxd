@@ -24,6 +24,10 @@ cdef class Stream:
     cdef object failure                 # what went wrong while the GIL was held within
     cdef dict shown                     # keys whose states went ahead of a change: the contexts of these
     cdef bint pushed                    # a state is in `body`
+    cdef bint holding                   # something waits
+    cdef list waiting                   # (group, count): parts of large states, then the group that builds on them
+    cdef uint64_t frame_origin          # of the log frame that was read last, and where the receiver stood before it
+    cdef uint64_t frame_after
 
     cdef bint _wants(self, uint64_t origin) noexcept nogil
     cdef int _take(self, Slice payload, size_t* taken) noexcept nogil

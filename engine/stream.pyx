@@ -7,7 +7,9 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 
 from everwrite.change cimport PART_CLEAR, PART_ELEMENT, Change, Part, change_parse, dot_at, part_next
-from everwrite.clock cimport Dot, vector_covers, vector_dict, vector_free, vector_init, vector_load, vector_raise
+from everwrite.clock cimport (
+    Dot, vector_covers, vector_dict, vector_free, vector_get, vector_init, vector_load, vector_raise,
+)
 from everwrite.coding cimport (
     Buffer,
     Reader,
@@ -32,6 +34,7 @@ from everwrite.wal_reader cimport WalReader
 
 from everwrite.batch import CHANGES, encode_batch
 from everwrite.errors import ClosedError, LogCutError
+from everwrite.parts import as_body, split_state
 
 
 # Keys whose states went ahead of a change, remembered per stream: beyond, one may be sent once more.
@@ -64,6 +67,7 @@ cdef class Stream:
         buffer_init(&self.body)
         self.wanted = NULL
         self.shown = {}
+        self.waiting = []
 
     def __init__(self, Store store not None, WalReader reader not None, since, store_ids):
         self.store = store
@@ -131,6 +135,9 @@ cdef class Stream:
             elif self._wants(change.dot.origin) and not vector_covers(
                 &self.handed_out, change.dot.origin, change.dot.timestamp
             ):
+                if taken[0] == 0:
+                    self.frame_origin = change.dot.origin
+                    self.frame_after = vector_get(&self.handed_out, change.dot.origin)
                 if self.everything and self._builds_on_more(&change):
                     with gil:
                         try:
@@ -147,7 +154,11 @@ cdef class Stream:
                 ) < 0:
                     status = Status.ERR_MEMORY
         if status == Status.OK and group.size:
-            if put_slice(&self.body, slice_of(group.data, group.size)) != 0:
+            if self.holding:
+                with gil:
+                    self.waiting.append((group.data[: group.size], taken[0]))
+                    taken[0] = 0
+            elif put_slice(&self.body, slice_of(group.data, group.size)) != 0:
                 status = Status.ERR_MEMORY
         buffer_free(&group)
         return status
@@ -196,16 +207,21 @@ cdef class Stream:
             context = {head.rows[i].origin: head.rows[i].context for i in range(head.size)}
             self.store.unlock()
             check(status)
-            if put_slice(group, buffer_slice(&state)) != 0:
+            parts = split_state(state.data[: state.size])
+            if len(parts) == 1 and put_slice(group, buffer_slice(&state)) != 0:
                 raise MemoryError("out of memory for a stream")
         finally:
             buffer_free(&state)
         self.pushed = True
+        if len(parts) > 1:
+            # Each is a group, in as many batches as it takes: the receiver keeps the state for the group that follows.
+            self.waiting += [(as_body([part]), 1) for part in parts]
+            self.holding = True
         self.shown.pop(key, None)
         self.shown[key] = context
         if len(self.shown) > SHOWN_MAX:
             del self.shown[next(iter(self.shown))]
-        return 1
+        return len(parts) == 1
 
     def next_batch(self, size_t max_changes=100, size_t max_bytes=1 << 20):
         """The next batch for the receiver, or None when it has all that may leave this store.
@@ -221,17 +237,26 @@ cdef class Stream:
         cdef int status = 1
         if self.closed or self.store.closed:
             raise ClosedError("the stream or its store is closed")
-        before = vector_dict(&self.handed_out)
+        before = self.sent
         self.body.size = 0
-        with nogil:
-            limit = self._limit()
-            while status == 1 and count < max_changes and self.body.size < max_bytes:
-                status = self.reader.next(limit, &payload)
-                if status == 1:
-                    status = self._take(payload, &taken)
-                    count += taken
-                    if status == Status.OK:
-                        status = 1
+        while status == 1:
+            while self.waiting and count < max_changes and self.body.size < max_bytes:
+                group, taken = self.waiting.pop(0)
+                if put_slice(&self.body, slice_of(<const unsigned char*><bytes>group, len(group))) != 0:
+                    raise MemoryError("out of memory for a stream")
+                count += taken
+            self.holding = len(self.waiting) != 0
+            if self.holding or count >= max_changes or self.body.size >= max_bytes:
+                break
+            with nogil:
+                limit = self._limit()
+                while status == 1 and count < max_changes and self.body.size < max_bytes and not self.holding:
+                    status = self.reader.next(limit, &payload)
+                    if status == 1:
+                        status = self._take(payload, &taken)
+                        count += taken
+                        if status == Status.OK:
+                            status = 1
         if status == Status.ERR_GUARD:
             raise LogCutError("the receiver lacks updates that this store learned by a resync, not from a log")
         if self.failure is not None:
@@ -246,7 +271,7 @@ cdef class Stream:
             check(status)
             self.pushed = False
         self.changes += count
-        after = vector_dict(&self.handed_out)
+        after = self.sent
         # Unfiltered, also what the batch builds on: a receiver that lacks any of it sees the gap at once.
         spans = [
             (origin, before.get(origin, 0), upto)
@@ -258,17 +283,20 @@ cdef class Stream:
     @property
     def sent(self):
         """Version vector (dict of origin to timestamp) of what the receiver holds after all batches so far."""
-        return vector_dict(&self.handed_out)
+        held = vector_dict(&self.handed_out)
+        if self.waiting:
+            held[self.frame_origin] = self.frame_after
+        return held
 
     def caught_up(self):
         """Whether nothing is waiting to be handed out."""
-        return self.reader.position >= self._limit()
+        return not self.waiting and self.reader.position >= self._limit()
 
     def pending(self):
         """About how many changes lie between the cursor and the log's end; 0 exactly when caught up."""
         cdef uint64_t limit = self._limit()
         if self.reader.position >= limit:
-            return 0
+            return len(self.waiting)
         return max(1, (limit - self.reader.position) // self.store.average_change_bytes())
 
     def close(self):

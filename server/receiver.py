@@ -169,18 +169,20 @@ class Receiver:
         return [self.session.encode(Pull(need.namespace_key, need.origin, need.timestamp)) for need in wanted]
 
     def _supply(self, message: KeyState) -> list[bytes]:
-        asked = self._asked.popleft()
+        asked = self._asked[0]
         if message.key != asked.namespace_key:
             raise PeerError(
                 f"{self.session.who} sent the state of the key {message.key[:64]!r}, but "
                 f"{asked.namespace_key[:64]!r} was asked for",
                 cause="illegal_message",
             )
+        if not self._store.supply_state(asked, message.state):
+            return self._wait([])  # a part of a large state: the others follow
+        self._asked.popleft()
         if asked != self._need:
-            return self._wait([])  # not needed any more: another link or an earlier state has brought it
+            return self._wait([])  # not needed any more, or not yet: another link or an earlier state has brought it
         batch = self._paused
         assert batch is not None, "a need without its batch"
-        self._store.supply_state(asked, message.state)
         return self._apply(batch)
 
     def _count(self, batch: Batch) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from everwrite.errors import LogCutError, PeerError
+from everwrite.parts import split_state
 from everwrite.server.messages import Ack, Batch, Heartbeat, KeyState, Message, Pull, Resync, ResyncEnd
 from everwrite.server.replicated_store import ReplicatedStore, Stream
 from everwrite.server.session import Local, Session, State
@@ -80,7 +81,8 @@ class Sender:
             return self._acknowledge(now, message)
         if isinstance(message, Pull):
             self.pulls_served += 1
-            return [self.session.encode(KeyState(message.key, self._store.key_state(message.key)))]
+            parts = split_state(self._store.key_state(message.key))
+            return [self.session.encode(KeyState(message.key, part)) for part in parts]
         return []
 
     def write_noticed(self, now: float) -> bool:

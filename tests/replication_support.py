@@ -228,9 +228,10 @@ class FakeStore:
         entry = self.entries.get(key, Entry())
         return msgspec.msgpack.encode((entry.timestamp, entry.origin, entry.value, entry.context))
 
-    def supply_state(self, need: Need, state: bytes) -> None:
+    def supply_state(self, need: Need, state: bytes) -> bool:
         whole = msgspec.msgpack.decode(state, type=tuple[int, int, bytes, dict[int, int]])
         self._supplied[need.origin, need.timestamp] = Entry(*whole)
+        return True
 
     def system_get(self, name: bytes) -> bytes | None:
         return self.get(b"\0" + name)

@@ -442,7 +442,7 @@ class ModelStore(OrderedOperations):
         self.sync()
         return pickle.dumps(self.keys.get(key, KeyState()))
 
-    def supply_state(self, need: Need, state: bytes) -> None:
+    def supply_state(self, need: Need, state: bytes) -> bool:
         """Hand over what `apply_batch` asked for; it is joined when the batch is applied again."""
         pulled = pickle.loads(state)
         if pulled.context.get(need.origin, 0) < need.timestamp:
@@ -452,6 +452,7 @@ class ModelStore(OrderedOperations):
             )
         self.check_drift(pulled.context)
         self.supplied[need.namespace_key, Dot(need.timestamp, need.origin)] = pulled
+        return True
 
     def resync_batches(self, since: Mapping[int, int], store_ids: Collection[int] | None = None) -> Iterator[bytes]:
         """The model never cuts its log."""

@@ -114,11 +114,12 @@ class Replica:
         self.history.shipments[state] = [Pulled(None, key, self.seen_dots(key))]
         return state
 
-    def supply_state(self, need: Any, state: bytes) -> None:
+    def supply_state(self, need: Any, state: bytes) -> bool:
         """Hand over a state: it is joined with the group that needs it, which the next `apply_batch` shows."""
         self.store.supply_state(need, state)
         under = Dot(need.timestamp, need.origin)
         self.pulled += [pull._replace(under=under) for pull in self.history.shipments[state]]
+        return True
 
     def reconcile(self, other: Replica) -> None:
         """Join the states of keys that differ, both ways, outside of the logs."""
