@@ -115,6 +115,11 @@ cdef inline Sum register_item(Dot dot, DigestKey state) noexcept nogil:
     return _as_sum(_absorb(state, TAG_REGISTER, dot.origin, dot.timestamp))
 
 
+cdef inline Sum counter_item(Dot dot, uint64_t total, DigestKey state) noexcept nogil:
+    """`head_item` of a key that holds the increments of one origin, never reset, and nothing else."""
+    return _as_sum(_absorb(_absorb(state, TAG_ROW, dot.origin, dot.timestamp), TAG_AMOUNT, total, 0))
+
+
 cdef inline Sum head_item(const Head* head, DigestKey state) noexcept nogil:
     """The item of a key whose entry has this hash; 0 when nothing of it is alive."""
     cdef int64_t deadline

@@ -168,6 +168,9 @@ cdef enum PlainHead:
     PLAIN_REGISTER = 1
     PLAIN_TOMBSTONE = 3
     PLAIN_BYTES = 17          # flags and dot; the value follows
+    # That of a key which only one origin has ever counted up: flags, one row, which counts as of its context.
+    PLAIN_COUNTER = 8
+    PLAIN_COUNTER_BYTES = 35
 
 
 cdef inline bint head_is_plain(Slice stored) noexcept nogil:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import everwrite
 from everwrite import access
+from everwrite.batch import decode_batch
 from everwrite.memory_files import MemoryFiles
 
 NOW = 1_800_000_000_000
@@ -119,15 +120,36 @@ def test_a_replica_joins_to_what_the_quick_way_wrote():
     ours, theirs = small(1), small(2)
     for i in range(300):
         ours[b"%d" % (i % 50)] = b"%d" % i
+        ours.counter(b"n%d" % (i % 40)).increment(i - 150)
         if i % 3 == 0:
             ours.delete(b"%d" % (i % 20))
+            ours.delete(b"n%d" % (i % 13))
     for batch in ours.changes({}):
         theirs.apply(batch)
     assert dict(theirs) == dict(ours)
     assert theirs.digest() == ours.digest()
-    for i in range(50):
-        key = b"\x02%d" % i
-        assert theirs.key_state(key) == ours.key_state(key)
+    for key, _ in access.keys(ours, b"", 1000):
+        assert theirs.key_state(b"\x02" + key) == ours.key_state(b"\x02" + key)
+
+
+def test_a_counter_of_a_short_key_goes_as_one_of_a_long_key():
+    """A key of 256 bytes always takes the general way: all but the key must be the same."""
+    bodies = []
+    for size in (255, 256):
+        db = small(1)
+        counter = db.counter(b"k" * size)
+        totals = [counter.increment(n) for n in (5, -7, 0, 2**62, 2**62 - 1)]
+        assert totals == [5, -2, -2, 2**62 - 2, 2**63 - 3]
+        with pytest.raises(everwrite.OverflowError):
+            counter.increment(3)
+        assert counter.increment(2) == 2**63 - 1
+        (batch,) = db.changes({})
+        head, *tails = decode_batch(batch).body.split(b"k" * size)
+        # Before a key stand the change's flags, dot, previous, and the key's length with its space byte.
+        bodies.append(([head[-28:-3], *(tail[:9] + tail[-28:-3] for tail in tails[:-1]), tails[-1]], db.key_state))
+        states = db.key_state(b"\x02" + b"k" * size).split(b"k" * size)[1]
+        bodies[-1] = (bodies[-1][0], states)
+    assert bodies[0] == bodies[1]
 
 
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 4000, 4001, 16384, 70000])
