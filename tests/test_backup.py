@@ -31,6 +31,14 @@ def fill(db: everwrite.Database) -> dict[bytes, object]:
     db.max(b"max").update(7)
     db.min(b"min").update(-7)
     db.hyperloglog(b"hll").add(*(b"%d" % i for i in range(500)))
+    db.sorted_set(b"board").update({b"%d" % i: i % 7 - 3.5 for i in range(20)})
+    db.sorted_set(b"board").increment(b"7", 0.25)
+    db.sorted_set(b"board").discard(*(b"%d" % i for i in range(0, 20, 5)))
+    db.bounded_counter(b"seats", minimum=-3).increment(10)
+    db.bounded_counter(b"seats").transfer(7 << 16 | 1, 4)
+    db.bounded_counter(b"seats").decrement(2)
+    db.sequence(b"list").extend([b"%d" % i for i in range(12)])
+    db.sequence(b"list").insert(5, b"between")
     db.system_set(b"node/1", b"name")
     return content(db)
 
@@ -44,6 +52,9 @@ def content(db: everwrite.Database) -> dict[bytes, object]:
         b"flag": bool(db.flag(b"flag")),
         b"extremes": (db.max(b"max").value, db.min(b"min").value),
         b"hll": db.hyperloglog(b"hll").count(),
+        b"board": list(db.sorted_set(b"board").items()),
+        b"seats": (db.bounded_counter(b"seats").value, db.bounded_counter(b"seats").rights_by_origin),
+        b"list": list(db.sequence(b"list").items()),
         b"system": db.system_items(),
         b"digest": db.digest(),
         b"applied": dict(db.applied),

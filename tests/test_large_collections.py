@@ -34,7 +34,7 @@ def fill_map(db: Database, key: bytes, numbers: range) -> None:
 
 
 def fill_sorted_set(db: Database, key: bytes, numbers: range) -> None:
-    db.sorted_set(key).update({element(number): float(number % 1000) for number in numbers})
+    db.sorted_set(key).update({element(number): number / 4 for number in numbers})
 
 
 # How a key of many elements is filled, and operations on the element with a number.
@@ -61,11 +61,14 @@ CASES: dict[str, tuple[Fill, dict[str, Operation]]] = {
     "sorted set": (
         fill_sorted_set,
         {
-            "score": lambda db, key, n: db.sorted_set(key).score(element(n)),
-            "add": lambda db, key, n: db.sorted_set(key).add(element(n), -float(n)),
-            "increment": lambda db, key, n: db.sorted_set(key).increment(element(n), 0.5),
-            "discard": lambda db, key, n: db.sorted_set(key).discard(element(n)),
+            "score": lambda db, key, n: db.sorted_set(key)[element(n)],
             "first": lambda db, key, n: db.sorted_set(key).first(),
+            "last": lambda db, key, n: db.sorted_set(key).last(),
+            "range": lambda db, key, n: db.sorted_set(key).range(n / 4, limit=1),
+            "range in reverse": lambda db, key, n: db.sorted_set(key).range(maximum=n / 4, reverse=True, limit=1),
+            "increment": lambda db, key, n: db.sorted_set(key).increment(element(n), 0.25),
+            "add": lambda db, key, n: db.sorted_set(key).add(element(n), 7.5),
+            "discard": lambda db, key, n: db.sorted_set(key).discard(element(n)),
             "pop": lambda db, key, n: db.sorted_set(key).pop_last(),
             "length": lambda db, key, n: len(db.sorted_set(key)),
         },

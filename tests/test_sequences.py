@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import everwrite
 from everwrite.batch import decode_batch, encode_batch
 from everwrite.database import Database
-from everwrite.errors import ProtocolError, WrongTypeError
+from everwrite.errors import InsufficientRightsError, ProtocolError, ReadOnlyError, WrongTypeError
 from everwrite.memory_files import MemoryFiles
 from everwrite.positions import between
 from tests.reference import positions as twin
@@ -229,3 +229,36 @@ def test_items_of_no_position_are_refused(
     assert dict(other.applied) == {}
     other.apply(packed)
     assert list(other.sequence(b"k")) == [b"v"]
+
+
+def test_a_batch_takes_all_three_types_or_none(pair: tuple[Database, Database]) -> None:
+    one, other = pair
+    with one.batch() as batch:
+        batch.sorted_set(b"board").update({b"a": 1, b"b": 2})
+        batch.sorted_set(b"board").increment(b"a", 5)
+        batch.bounded_counter(b"seats", minimum=2).increment(10)
+        batch.bounded_counter(b"seats").decrement(4)
+        batch.sequence(b"list").extend([b"x", b"z"])
+        batch.sequence(b"list").insert(1, b"y")
+        assert one.key_count() == 0
+    shown = list(one.sorted_set(b"board").items()), one.bounded_counter(b"seats").value, list(one.sequence(b"list"))
+    assert shown == ([(b"b", 2), (b"a", 6)], 8, [b"x", b"y", b"z"])
+    before = dict(one.applied)
+    with pytest.raises(InsufficientRightsError), one.batch() as batch:
+        batch.sorted_set(b"board").increment(b"b", 50)
+        batch.sequence(b"list").popleft()
+        batch.bounded_counter(b"seats").decrement(7)
+    assert dict(one.applied) == before
+    assert list(one.sorted_set(b"board").items(reverse=True)) == [(b"a", 6), (b"b", 2)]
+    assert list(one.sequence(b"list")) == [b"x", b"y", b"z"]
+    assert one.bounded_counter(b"seats").rights == 6
+    assert one.verify().ok
+    exchange(one, other)
+    with other.snapshot() as frozen:
+        other.sorted_set(b"board").clear()
+        other.sequence(b"list").clear()
+        assert list(frozen.sorted_set(b"board")) == [b"b", b"a"]
+        assert list(frozen.sequence(b"list")) == [b"x", b"y", b"z"]
+        assert frozen.bounded_counter(b"seats").value == 8
+        with pytest.raises(ReadOnlyError):
+            frozen.sequence(b"list").append(b"x")
