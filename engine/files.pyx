@@ -4,8 +4,9 @@ Everything that the engine stores goes through a `Files`. The twin in memory, wh
 crash and fail on demand, is `everwrite.memory_files`.
 """
 
-from libc.errno cimport EINTR, EIO, ENOSYS, errno
+from libc.errno cimport EDQUOT, EINTR, EIO, ENOSPC, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free
 
 cimport cython
 
@@ -16,26 +17,27 @@ import os
 from everwrite.errors import LockedError, StorageError
 from everwrite.holder import describe_holder, holder_record
 
-from everwrite.status cimport Status, check, fault_io
+from everwrite.status cimport Status, check, fault_io, last_fault
 
 cdef extern from *:
     """
     #include <errno.h>
     #include <fcntl.h>
     #include <stdio.h>
+    #include <sys/mman.h>
     #include <sys/stat.h>
     #include <sys/types.h>
     #include <unistd.h>
+
+    #ifdef __linux__
+      #include <sys/vfs.h>
+    #endif
 
     #ifndef O_CLOEXEC
       #define O_CLOEXEC 0
     #endif
 
-    static int ew_open(const char* path, int flags) {
-        int handle;
-        do handle = open(path, flags | O_CLOEXEC, 0644); while (handle < 0 && errno == EINTR);
-        return handle;
-    }
+    static int ew_open(const char* path, int flags) { return open(path, flags | O_CLOEXEC, 0644); }
 
     static int ew_fdatasync(int handle) {
     #ifdef __APPLE__
@@ -48,6 +50,41 @@ cdef extern from *:
     static long long ew_file_size(int handle) {
         struct stat about;
         return fstat(handle, &about) < 0 ? -1 : (long long)about.st_size;
+    }
+
+    static int ew_fallocate(int handle, long long offset, long long size) {
+    #ifdef __linux__
+        return fallocate(handle, 0, offset, size);
+    #else
+        (void)handle; (void)offset; (void)size;
+        errno = EOPNOTSUPP;
+        return -1;
+    #endif
+    }
+
+    /* Whether a store in a mapping of allocated space can't fail there: it would end the process. Where blocks
+       are promised only when they are written (ZFS), or live behind a network or a daemon, write() can say so. */
+    static int ew_may_map(int handle) {
+    #ifdef __linux__
+        struct statfs about;
+        int status;
+        do status = fstatfs(handle, &about); while (status < 0 && errno == EINTR);
+        if (status < 0) return 0;
+        switch ((unsigned long)about.f_type & 0xfffffffful) {
+            case 0xef53:        /* ext2, ext3, ext4 */
+            case 0x58465342:    /* XFS */
+            case 0x01021994:    /* tmpfs */
+            case 0x794c7630:    /* overlayfs */
+                return 1;
+        }
+    #endif
+        (void)handle;
+        return 0;
+    }
+
+    static void* ew_mmap(int handle, size_t size) {
+        void* data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, handle, 0);
+        return data == MAP_FAILED ? NULL : data;
     }
 
     static void ew_set_errno(int number) { errno = number; }
@@ -81,6 +118,10 @@ cdef extern from *:
     int ew_fdatasync(int handle) noexcept nogil
     long long ew_file_size(int handle) noexcept nogil
     void ew_handle_path(int handle, char* path, size_t size) noexcept nogil
+    int ew_fallocate(int handle, int64_t offset, int64_t size) noexcept nogil
+    int ew_may_map(int handle) noexcept nogil
+    void* ew_mmap(int handle, size_t size) noexcept nogil
+    int munmap(void* data, size_t size) noexcept nogil
     int posix_close "close"(int handle) noexcept nogil
     ssize_t ew_read_resident(int handle, void* data, size_t size, long long offset) noexcept nogil
     ssize_t pread(int handle, void* data, size_t size, int64_t offset) noexcept nogil
@@ -130,6 +171,16 @@ cdef class Files:
     cdef int truncate(self, int handle, uint64_t size) noexcept nogil:
         set_errno(ENOSYS)
         return fault_io("", "truncating a file")
+
+    cdef int allocate(self, int handle, uint64_t size) noexcept nogil:
+        set_errno(ENOSYS)
+        return fault_io("", "reserving space for a file")
+
+    cdef uint8_t* map(self, int handle, size_t size) noexcept nogil:
+        return NULL
+
+    cdef void unmap(self, uint8_t* data, size_t size) noexcept nogil:
+        pass
 
     cdef int64_t size(self, int handle) noexcept nogil:
         set_errno(ENOSYS)
@@ -263,6 +314,10 @@ cdef class File:
         """Cut the file off at `size` bytes, or extend it with zeros."""
         check(self.files.truncate(self.handle, size))
 
+    def allocate(self, uint64_t size):
+        """Make the file at least `size` bytes long, new bytes zeros, and reserve the space for all of them."""
+        check(self.files.allocate(self.handle, size))
+
     def size(self):
         """The file's size in bytes."""
         return check_size(self.files.size(self.handle))
@@ -294,32 +349,83 @@ cdef void set_errno(int number) noexcept nogil:
     ew_set_errno(number)
 
 
+cdef bint out_of_space() noexcept nogil:
+    return last_fault().error_number == ENOSPC or last_fault().error_number == EDQUOT
+
+
+cdef enum:
+    # Written at a time where the file system can't reserve space.
+    ZEROS_BYTES = 1 << 16
+    # An open mode for `sync_dir` alone.
+    OPEN_FOLDER = -1
+
+
 cdef class PosixFiles(Files):
     """The operating system's files."""
+
+    cdef int _sys_open(self, const char* path, int flags) noexcept nogil:
+        return ew_open(path, flags)
+
+    cdef int _sys_close(self, int handle) noexcept nogil:
+        return posix_close(handle)
+
+    cdef int64_t _sys_pread(self, int handle, void* data, size_t size, int64_t offset) noexcept nogil:
+        return pread(handle, data, size, offset)
+
+    cdef int64_t _sys_pwrite(self, int handle, const void* data, size_t size, int64_t offset) noexcept nogil:
+        return pwrite(handle, data, size, offset)
+
+    cdef int _sys_fdatasync(self, int handle) noexcept nogil:
+        return ew_fdatasync(handle)
+
+    cdef int _sys_fsync(self, int handle) noexcept nogil:
+        return fsync(handle)
+
+    cdef int _sys_ftruncate(self, int handle, int64_t size) noexcept nogil:
+        return ftruncate(handle, size)
+
+    cdef int _sys_fallocate(self, int handle, int64_t offset, int64_t size) noexcept nogil:
+        return ew_fallocate(handle, offset, size)
+
+    cdef void* _sys_mmap(self, int handle, size_t size) noexcept nogil:
+        return ew_mmap(handle, size) if ew_may_map(handle) else NULL
+
+    cdef int64_t _sys_fstat_size(self, int handle) noexcept nogil:
+        return ew_file_size(handle)
+
+    cdef int _sys_rename(self, const char* source, const char* target) noexcept nogil:
+        return posix_rename(source, target)
+
+    cdef int _sys_unlink(self, const char* path) noexcept nogil:
+        return posix_unlink(path)
 
     cdef int open(self, const char* path, int mode) noexcept nogil:
         cdef int flags = O_RDONLY
         cdef int handle
-        if mode == OpenMode.OPEN_WRITE:
+        if mode == OPEN_FOLDER:
+            flags = O_RDONLY | O_DIRECTORY
+        elif mode == OpenMode.OPEN_WRITE:
             flags = O_RDWR | O_CREAT
         elif mode == OpenMode.OPEN_FRESH:
             flags = O_RDWR | O_CREAT | O_TRUNC
-        handle = ew_open(path, flags)
-        if handle < 0:
-            return fault_io(path, "opening a file")
-        return handle
+        while True:
+            handle = self._sys_open(path, flags)
+            if handle >= 0:
+                return handle
+            if errno != EINTR:
+                return fault_io(path, "opening a file")
 
     cdef int close(self, int handle) noexcept nogil:
         # EINTR too leaves the descriptor closed on Linux: a second close could hit another file.
-        if posix_close(handle) < 0 and errno != EINTR:
+        if self._sys_close(handle) < 0 and errno != EINTR:
             return _fault_at(handle, "closing a file")
         return Status.OK
 
     cdef int64_t read(self, int handle, uint64_t offset, void* data, size_t size) noexcept nogil:
         cdef size_t done = 0
-        cdef ssize_t got
+        cdef int64_t got
         while done < size:
-            got = pread(handle, <uint8_t*>data + done, size - done, <int64_t>(offset + done))
+            got = self._sys_pread(handle, <uint8_t*>data + done, size - done, <int64_t>(offset + done))
             if got < 0:
                 if errno == EINTR:
                     continue
@@ -336,9 +442,9 @@ cdef class PosixFiles(Files):
 
     cdef int write(self, int handle, uint64_t offset, const void* data, size_t size) noexcept nogil:
         cdef size_t done = 0
-        cdef ssize_t got
+        cdef int64_t got
         while done < size:
-            got = pwrite(handle, <const uint8_t*>data + done, size - done, <int64_t>(offset + done))
+            got = self._sys_pwrite(handle, <const uint8_t*>data + done, size - done, <int64_t>(offset + done))
             if got < 0:
                 if errno == EINTR:
                     continue
@@ -350,41 +456,74 @@ cdef class PosixFiles(Files):
         return Status.OK
 
     cdef int sync(self, int handle) noexcept nogil:
-        if ew_fdatasync(handle) < 0:
-            return _fault_at(handle, "syncing a file")
+        # An interrupted sync has neither succeeded nor taken note of an error: again is right.
+        while self._sys_fdatasync(handle) < 0:
+            if errno != EINTR:
+                return _fault_at(handle, "syncing a file")
         return Status.OK
 
     cdef int truncate(self, int handle, uint64_t size) noexcept nogil:
-        while ftruncate(handle, <int64_t>size) < 0:
+        while self._sys_ftruncate(handle, <int64_t>size) < 0:
             if errno != EINTR:
                 return _fault_at(handle, "truncating a file")
         return Status.OK
 
+    cdef int allocate(self, int handle, uint64_t size) noexcept nogil:
+        cdef int64_t held = self.size(handle)
+        if held < 0:
+            return <int>held
+        if <uint64_t>held >= size:
+            return Status.OK
+        while self._sys_fallocate(handle, held, <int64_t>size - held) < 0:
+            if errno == EOPNOTSUPP or errno == ENOSYS:
+                return self._write_zeros(handle, <uint64_t>held, size)
+            if errno != EINTR:
+                return _fault_at(handle, "reserving space for a file")
+        return Status.OK
+
+    cdef int _write_zeros(self, int handle, uint64_t offset, uint64_t size) noexcept nogil:
+        cdef uint8_t* zeros = <uint8_t*>calloc(1, ZEROS_BYTES)
+        cdef int status = Status.OK if zeros != NULL else Status.ERR_MEMORY
+        while status == Status.OK and offset < size:
+            status = self.write(handle, offset, zeros, min(<uint64_t>ZEROS_BYTES, size - offset))
+            offset += ZEROS_BYTES
+        free(zeros)
+        return status
+
+    cdef uint8_t* map(self, int handle, size_t size) noexcept nogil:
+        return <uint8_t*>self._sys_mmap(handle, size)
+
+    cdef void unmap(self, uint8_t* data, size_t size) noexcept nogil:
+        munmap(data, size)
+
     cdef int64_t size(self, int handle) noexcept nogil:
-        cdef int64_t size = ew_file_size(handle)
+        cdef int64_t size = self._sys_fstat_size(handle)
         if size < 0:
             return _fault_at(handle, "asking for a file's size")
         return size
 
     cdef int rename(self, const char* source, const char* target) noexcept nogil:
-        if posix_rename(source, target) < 0:
-            return fault_io(source, "renaming a file")
+        while self._sys_rename(source, target) < 0:
+            if errno != EINTR:
+                return fault_io(source, "renaming a file")
         return Status.OK
 
     cdef int unlink(self, const char* path) noexcept nogil:
-        if posix_unlink(path) < 0:
-            return fault_io(path, "removing a file")
+        while self._sys_unlink(path) < 0:
+            if errno != EINTR:
+                return fault_io(path, "removing a file")
         return Status.OK
 
     cdef int sync_dir(self, const char* path) noexcept nogil:
-        cdef int status
-        cdef int handle = ew_open(path, O_RDONLY | O_DIRECTORY)
+        cdef int status = Status.OK
+        cdef int handle = self.open(path, OPEN_FOLDER)
         if handle < 0:
             return fault_io(path, "opening a folder to sync it")
-        status = fsync(handle)
-        if status < 0:
-            status = fault_io(path, "syncing a folder")
-        posix_close(handle)
+        while self._sys_fsync(handle) < 0:
+            if errno != EINTR:
+                status = fault_io(path, "syncing a folder")
+                break
+        self._sys_close(handle)
         return status
 
     def listdir(self, path):

@@ -1,8 +1,8 @@
 """The content of a file in memory, with the way back to what of it is durable."""
 
 from libc.stdint cimport uint8_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memset
 
 from everwrite.status cimport Status
 
@@ -11,6 +11,8 @@ cdef enum:
     UNDO_LIMIT = 4096
     # A disk stores a sector whole or not at all; what a crash tears is made of whole ones.
     SECTOR_BYTES = 512
+    # Of a mapping, compared at a time.
+    LOOK_BYTES = 1 << 14
 
 
 cdef void _take_back(Content* content) noexcept nogil:
@@ -19,6 +21,10 @@ cdef void _take_back(Content* content) noexcept nogil:
     content.size = undo.size_before
     if undo.covered_size:
         memcpy(content.data + undo.offset, undo.covered, undo.covered_size)
+    if content.seen != NULL:
+        content.seen_size = content.size
+        if undo.covered_size:
+            memcpy(content.seen + undo.offset, undo.covered, undo.covered_size)
     free(undo.covered)
     content.undo_count -= 1
 
@@ -36,6 +42,8 @@ cdef int _resize(Content* content, uint64_t size) noexcept nogil:
     cdef size_t capacity = content.capacity
     cdef uint8_t* grown
     if size > capacity:
+        if content.seen != NULL:
+            return Status.ERR_MEMORY
         capacity = capacity * 2 if capacity else 4096
         if capacity < size:
             capacity = size
@@ -47,6 +55,80 @@ cdef int _resize(Content* content, uint64_t size) noexcept nogil:
     if size > content.size:
         memset(content.data + content.size, 0, size - content.size)
     content.size = size
+    return Status.OK
+
+
+cdef int content_map(Content* content, size_t size) noexcept nogil:
+    cdef uint8_t* data
+    cdef uint8_t* seen
+    if content.seen != NULL:
+        return Status.ERR_MEMORY
+    if size < content.size:
+        size = content.size
+    # Not realloc: large blocks of zeros cost nothing until they are touched.
+    data = <uint8_t*>calloc(1, size)
+    seen = <uint8_t*>calloc(1, size)
+    if data == NULL or seen == NULL:
+        free(data)
+        free(seen)
+        return Status.ERR_MEMORY
+    if content.size:
+        memcpy(data, content.data, content.size)
+        memcpy(seen, content.data, content.size)
+    free(content.data)
+    content.data = data
+    content.capacity = size
+    content.seen = seen
+    content.seen_size = content.size
+    return Status.OK
+
+
+cdef int content_look(Content* content) noexcept nogil:
+    cdef size_t at = 0
+    cdef size_t step
+    cdef size_t i
+    cdef uint8_t* stored
+    if content.seen == NULL:
+        return Status.OK
+    # What the file has grown by is known: zeros.
+    if content.size > content.seen_size:
+        memset(content.seen + content.seen_size, 0, content.size - content.seen_size)
+    content.seen_size = content.size
+    while at < content.size:
+        step = min(<size_t>LOOK_BYTES, content.size - at)
+        if memcmp(content.data + at, content.seen + at, step) == 0:
+            at += step
+            continue
+        step = min(<size_t>SECTOR_BYTES, content.size - at)
+        stored = content.data + at
+        if memcmp(stored, content.seen + at, step) != 0:
+            # The undo takes what it covers from `data`.
+            for i in range(step):
+                stored[i] ^= content.seen[at + i]
+                content.seen[at + i] ^= stored[i]
+                stored[i] ^= content.seen[at + i]
+            if _remember(content, False, at, step, step) < 0:
+                return Status.ERR_MEMORY
+            memcpy(stored, content.seen + at, step)
+        at += step
+    return Status.OK
+
+
+cdef void content_unmap(Content* content) noexcept nogil:
+    content_look(content)
+    free(content.seen)
+    content.seen = NULL
+
+
+cdef int content_detach(Content* content) noexcept nogil:
+    cdef uint8_t* data
+    content_unmap(content)
+    data = <uint8_t*>malloc(content.size + 1)
+    if data == NULL:
+        return Status.ERR_MEMORY
+    memcpy(data, content.data, content.size)
+    content.data = data
+    content.capacity = content.size + 1
     return Status.OK
 
 
@@ -87,6 +169,8 @@ cdef int content_put(Content* content, uint64_t offset, const void* data, size_t
     cdef size_t covered = 0
     if size == 0:
         return Status.OK
+    if content_look(content) < 0:
+        return Status.ERR_MEMORY
     if offset < content.size:
         covered = min(size, content.size - offset)
     if _remember(content, False, offset, size, covered) < 0:
@@ -95,16 +179,25 @@ cdef int content_put(Content* content, uint64_t offset, const void* data, size_t
         _take_back(content)
         return Status.ERR_MEMORY
     memcpy(content.data + offset, data, size)
+    if content.seen != NULL:
+        if content.size > content.seen_size:
+            memset(content.seen + content.seen_size, 0, content.size - content.seen_size)
+            content.seen_size = content.size
+        memcpy(content.seen + offset, data, size)
     return Status.OK
 
 
 cdef int content_truncate(Content* content, uint64_t size) noexcept nogil:
     cdef size_t covered = content.size - size if size < content.size else 0
+    if content_look(content) < 0:
+        return Status.ERR_MEMORY
     if _remember(content, True, size, 0, covered) < 0:
         return Status.ERR_MEMORY
     if _resize(content, size) < 0:
         _take_back(content)
         return Status.ERR_MEMORY
+    if content.seen != NULL and content.seen_size > size:
+        content.seen_size = size
     return Status.OK
 
 
@@ -113,13 +206,16 @@ cdef class MemoryFile:
 
     def __dealloc__(self):
         content_forget_undos(&self.content)
+        free(self.content.seen)
         free(self.content.undos)
         free(self.content.data)
 
     cdef MemoryFile copy(self):
         """The same content, durable and not, of its own."""
         cdef MemoryFile twin = MemoryFile()
-        cdef size_t dropped = self.content.dropped
+        cdef size_t dropped
+        content_look(&self.content)
+        dropped = self.content.dropped
         operations = self._take_all_back()
         twin._redo(0, <bytes>self.content.data[:self.content.size])
         content_forget_undos(&twin.content)
@@ -133,6 +229,7 @@ cdef class MemoryFile:
         """Back to what is durable. Returns the operations taken back: (offset, data; None for a truncation)."""
         cdef Content* content = &self.content
         cdef Undo* undo
+        content_look(content)
         operations = []
         while content.undo_count:
             undo = &content.undos[content.undo_count - 1]
@@ -174,7 +271,8 @@ cdef class MemoryFile:
             self._redo(offset, data)
         if reached < len(operations) and operations[reached][1] is not None:
             offset, data = operations[reached]
-            self._redo(offset, data[:keep.randrange(len(data) + 1)])
+            size = keep.randrange(len(data) + 1)
+            self._redo(offset, data[:max(size - (offset + size) % SECTOR_BYTES, 0)])
 
     cdef _keep_sectors(self, operations, keep):
         """Each sector is as it was at some moment between the last sync and the crash, on its own."""

@@ -4,7 +4,7 @@ Thread safety: none. One thread at a time, with or without the GIL.
 """
 
 from everwrite.files cimport Files
-from everwrite.memory_content cimport Content
+from everwrite.memory_content cimport Content, MemoryFile
 
 
 cdef class MemoryFiles(Files):
@@ -16,6 +16,7 @@ cdef class MemoryFiles(Files):
     cdef list _free_slots
     cdef Content** _contents  # by slot: the same, for use without the GIL; NULL when closed
     cdef Py_ssize_t _content_capacity
+    cdef dict _mappings       # address -> MemoryFile that is mapped there; None: a crash has taken it away
     cdef int _generation      # part of a handle: a crash raises it, so that handles of before are refused
     cdef list _injections     # armed failures
     cdef bint _armed          # whether there are any
@@ -28,6 +29,8 @@ cdef class MemoryFiles(Files):
     cdef int _fault(self, int handle, const char* path, int number, const char* what) noexcept nogil
     cdef int _fault_at(self, int handle, int number, const char* what) noexcept with gil
     cdef int _inject(self, int operation, int handle, const char* path, size_t* partial) noexcept with gil
+    cdef MemoryFile _file(self, int handle)
+    cdef _forget_mapping(self, size_t address)
     cdef _sync_after_failure(self, int handle)
     cdef int _rename(self, bytes source, bytes target) noexcept
     cdef int _unlink(self, bytes path) noexcept

@@ -7,7 +7,7 @@ The model is the strict one of POSIX: content is durable after a sync of the fil
 """
 
 from libc.errno cimport EBADF, EIO, ENOENT
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
@@ -19,7 +19,17 @@ import os
 from everwrite.errors import LockedError, StorageError
 
 from everwrite.files cimport Files, OpenMode, set_errno
-from everwrite.memory_content cimport Content, MemoryFile, content_forget_undos, content_put, content_truncate
+from everwrite.memory_content cimport (
+    Content,
+    MemoryFile,
+    content_detach,
+    content_forget_undos,
+    content_look,
+    content_map,
+    content_put,
+    content_truncate,
+    content_unmap,
+)
 from everwrite.status cimport Status, fault_io
 
 cdef enum Operation:
@@ -28,6 +38,8 @@ cdef enum Operation:
     ON_WRITE
     ON_SYNC
     ON_TRUNCATE
+    ON_ALLOCATE
+    ON_MAP
     ON_RENAME
     ON_UNLINK
     ON_SYNC_DIR
@@ -38,6 +50,8 @@ _OPERATIONS = {
     "write": Operation.ON_WRITE,
     "sync": Operation.ON_SYNC,
     "truncate": Operation.ON_TRUNCATE,
+    "allocate": Operation.ON_ALLOCATE,
+    "map": Operation.ON_MAP,
     "rename": Operation.ON_RENAME,
     "unlink": Operation.ON_UNLINK,
     "sync_dir": Operation.ON_SYNC_DIR,
@@ -94,6 +108,7 @@ cdef class MemoryFiles(Files):
         self._opened = []
         self._free_slots = []
         self._injections = []
+        self._mappings = {}
 
     def __dealloc__(self):
         free(self._contents)
@@ -237,6 +252,8 @@ cdef class MemoryFiles(Files):
         cdef Content* content = self._content(handle)
         cdef size_t partial
         cdef int number = EBADF if content == NULL else self._fails(Operation.ON_SYNC, handle, NULL, &partial)
+        if content != NULL and content_look(content) < 0:
+            return Status.ERR_MEMORY
         if number:
             if content != NULL:
                 content.dropped = content.undo_count
@@ -251,8 +268,11 @@ cdef class MemoryFiles(Files):
                 return Status.ERR_MEMORY
         return Status.OK
 
+    cdef MemoryFile _file(self, int handle):
+        return self._opened[<Py_ssize_t>(handle & ((1 << SLOT_BITS) - 1))][0]
+
     cdef _sync_after_failure(self, int handle):
-        (<MemoryFile>self._opened[<Py_ssize_t>(handle & ((1 << SLOT_BITS) - 1))][0]).sync_after_failure()
+        self._file(handle).sync_after_failure()
 
     cdef int truncate(self, int handle, uint64_t size) noexcept nogil:
         cdef Content* content = self._content(handle)
@@ -261,6 +281,36 @@ cdef class MemoryFiles(Files):
         if number:
             return self._fault(handle, NULL, number, "truncating a file")
         return content_truncate(content, size)
+
+    cdef int allocate(self, int handle, uint64_t size) noexcept nogil:
+        cdef Content* content = self._content(handle)
+        cdef size_t partial
+        cdef int number = EBADF if content == NULL else self._fails(Operation.ON_ALLOCATE, handle, NULL, &partial)
+        if number:
+            return self._fault(handle, NULL, number, "reserving space for a file")
+        return content_truncate(content, size) if size > content.size else Status.OK
+
+    cdef uint8_t* map(self, int handle, size_t size) noexcept nogil:
+        cdef Content* content = self._content(handle)
+        cdef size_t partial
+        if content == NULL or self._fails(Operation.ON_MAP, handle, NULL, &partial):
+            return NULL
+        if content_map(content, size) < 0:
+            return NULL
+        with gil:
+            self._mappings[<size_t>content.data] = self._file(handle)
+        return content.data
+
+    cdef void unmap(self, uint8_t* data, size_t size) noexcept nogil:
+        with gil:
+            self._forget_mapping(<size_t>data)
+
+    cdef _forget_mapping(self, size_t address):
+        file = self._mappings.pop(address, None)
+        if file is None:
+            free(<void*>address)
+        else:
+            content_unmap(&(<MemoryFile>file).content)
 
     cdef int64_t size(self, int handle) noexcept nogil:
         cdef Content* content = self._content(handle)
@@ -363,7 +413,8 @@ cdef class MemoryFiles(Files):
     def fail(self, operation, error=EIO, *, path=b"", skip=0, times=1, partial=0):
         """Make calls fail.
 
-        `operation`: "open", "read", "write", "sync", "truncate", "rename", "unlink" or "sync_dir".
+        `operation`: "open", "read", "write", "sync", "truncate", "allocate", "map", "rename", "unlink" or
+        "sync_dir". Where a file can't be mapped, `write` is used, whatever the error.
         `error`: the errno. `path`: only where this is part of the path. `skip`: so many matching
         calls still work; then `times` fail (negative: all). `partial`: a failing write first
         stores so many bytes of its data. As on Linux, what was written before a sync that failed
@@ -392,6 +443,11 @@ cdef class MemoryFiles(Files):
         for slot in range(len(self._opened)):
             self._opened[slot] = None
             self._contents[<Py_ssize_t>slot] = NULL
+        for address, file in self._mappings.items():
+            # Whoever used the mapping may go on to store in it: not into the file.
+            if file is not None and content_detach(&(<MemoryFile>file).content) < 0:
+                raise MemoryError
+            self._mappings[address] = None
         if keep == "all":
             return
         self._lose_names(keep)

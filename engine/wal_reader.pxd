@@ -29,5 +29,6 @@ cdef class WalReader:
     # def close(self)
 
     cdef int _open(self) noexcept nogil
+    cdef int _go_on(self) noexcept nogil
     cdef int _fill(self, size_t need, uint64_t limit) noexcept nogil
     cdef int _corrupt(self, const char* reason) noexcept nogil

@@ -11,7 +11,7 @@ import re
 from everwrite.errors import LogCutError
 
 from everwrite.checksum cimport crc32c
-from everwrite.coding cimport Slice, buffer_free, buffer_init, buffer_reserve, load_u32, slice_of
+from everwrite.coding cimport Slice, buffer_free, buffer_init, buffer_reserve, load_u32, load_u64, slice_of
 from everwrite.files cimport Files, OpenMode
 from everwrite.status cimport Status, check, fault_corrupt, fault_format, last_fault
 from everwrite.wal_format cimport (
@@ -94,12 +94,38 @@ cdef class WalReader:
                 return Status.OK
             got = fault_corrupt(path, 0, damage) if damage != NULL else fault_format(path, load_u32(header + 8))
         elif got >= 0:
-            got = fault_corrupt(path, <uint64_t>got, "the segment ends within its header")
+            got = fault_corrupt(path, 0, "the segment ends within its header")
         self._files.close(handle)
         return <int>got
 
+    cdef int _go_on(self) noexcept nogil:
+        """Go over to the segment that begins at `position`. ERR_CUT: this one was removed, and so may that one be."""
+        cdef char path[WAL_PATH_BYTES]
+        cdef uint64_t before = self._start
+        cdef int handle = self._handle
+        cdef int status
+        cdef int there
+        self._handle = -1
+        self._start = self.position
+        status = self._open()
+        if status == Status.ERR_CUT:
+            wal_path(path, self._folder_path, before)
+            there = self._files.open(path, OpenMode.OPEN_READ)
+            if there >= 0:
+                self._files.close(there)
+                self._handle = handle
+                self._start = before
+                return self._corrupt("no frame begins here")
+        if status < 0:
+            self._handle = handle
+            self._start = before
+            return status
+        self._files.close(handle)
+        self._buffer.size = 0
+        return status
+
     cdef int _fill(self, size_t need, uint64_t limit) noexcept nogil:
-        """Have `need` bytes at `position` in the buffer. 1, or 0 when the segment ends at `position`, or an error."""
+        """Have `need` bytes at `position` in the buffer. 1, or 0 when the file has fewer of them, or an error."""
         cdef uint64_t end = self._buffered_from + self._buffer.size
         cdef size_t want = need
         cdef int64_t got
@@ -111,7 +137,7 @@ cdef class WalReader:
             if got < 0:
                 return <int>got
             if <uint64_t>got < self.position - self._start + need:
-                return self._corrupt("the segment ends within this frame")
+                return 0
         elif limit - self.position >= READ_AHEAD_BYTES:
             want = READ_AHEAD_BYTES
         elif limit - self.position > need:
@@ -124,10 +150,8 @@ cdef class WalReader:
         got = self._files.read(self._handle, self.position - self._start, self._buffer.data, want)
         if got < 0:
             return <int>got
-        if got == 0:
-            return 0
         if <size_t>got < need:
-            return self._corrupt("the segment ends within this frame")
+            return 0
         self._buffered_from = self.position
         self._buffer.size = <size_t>got
         return 1
@@ -151,12 +175,12 @@ cdef class WalReader:
             status = self._fill(WAL_FRAME_BYTES, limit)
             if status < 0:
                 return status
-            if status == 1:
+            if status == 1 and load_u64(self._buffer.data + (self.position - self._buffered_from)):
                 break
-            # The segment ends here, below the limit: the next one begins here.
-            self._files.close(self._handle)
-            self._handle = -1
-            self._start = self.position
+            # Nothing here, below the limit: the next segment begins here.
+            status = self._go_on()
+            if status < 0:
+                return status
         header = wal_load_frame(self._buffer.data + (self.position - self._buffered_from))
         if header.position != self.position:
             return self._corrupt("no frame begins here")

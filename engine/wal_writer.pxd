@@ -3,13 +3,20 @@
 A position ("LSN") is a byte offset in the endless log; a segment file is named by the
 position of its first byte. A frame is atomic: it is read back whole or not at all.
 
-Thread safety: `append`, `flush` and `cut` are serialised by the caller (the store's lock);
-`sync` may run beside them on other threads.
-Invariants: start <= durable <= written <= end; `written` and `durable` lie between frames.
-After a failed write or sync every call returns ERR_FAILED, with the first failure in `last_fault`.
+Segments are made ahead: their space is reserved, and where the file can be mapped, a frame
+is stored straight into the mapping, without a system call. Elsewhere frames collect in memory
+until `flush` writes them.
+
+Thread safety: `reserve`, `append`, `append_parts` and `flush` are serialised by the caller (the store's
+lock); all else may run beside them, on any thread. Those four do no blocking I/O but to begin a segment
+that `tend` hasn't made in time, or to grow a small one.
+Invariants: start <= durable <= written <= end; `written` and `durable` lie between frames;
+what `older` holds beyond `sealed` isn't known to be durable.
+After a failed sync, or a write that failed for another reason than space, every call returns ERR_FAILED, with the
+first failure in `last_fault`. Without space calls return ERR_READ_ONLY, and nothing has changed.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from everwrite.coding cimport Buffer, Slice
 from everwrite.files cimport Files
@@ -18,12 +25,22 @@ from everwrite.status cimport Fault
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
+    ctypedef struct pthread_cond_t:
+        pass
+
+
+cdef struct Segment:
+    uint64_t start         # position of its first byte
+    uint64_t allocated     # so many bytes of the file have their space reserved
+    uint8_t* data          # the mapping; NULL: frames go by write()
+    size_t mapped          # length of the mapping
+    int handle             # negative: sealed, that is durable, cut to its length and closed
 
 
 cdef class WalWriter:
     cdef readonly uint64_t start      # position of the oldest byte kept
     cdef readonly uint64_t end        # position after the newest appended frame (may be in memory only)
-    cdef readonly uint64_t written    # handed to the file system up to here
+    cdef readonly uint64_t written    # survives this process up to here, and can be read from the files
     cdef readonly uint64_t durable    # known to be on the device up to here
     cdef readonly uint64_t syncs      # fdatasync calls made
     cdef readonly uint64_t sync_nanoseconds   # time spent in those
@@ -35,30 +52,61 @@ cdef class WalWriter:
     cdef const char* _folder_path     # the bytes of _folder, for use without the GIL
     cdef uint64_t _store_id
     cdef uint64_t _segment_bytes
-    cdef Buffer _pending              # the log from `written` to `end`
-    cdef uint64_t* _starts            # of the segments, oldest first; those from _on_disk on are in _pending only
-    cdef size_t _count
-    cdef size_t _on_disk
-    cdef size_t _capacity
-    cdef int _handle                  # of segment _on_disk - 1; negative: closed
+    cdef Segment _current             # the caller's of `append`, who changes it only under _state
+    cdef uint64_t _limit              # offset in the current segment up to which `reserve` needs no second look
+    cdef Buffer _pending              # without a mapping: the log from `written` to `end`
+    cdef Segment* _older              # the segments before the current one, oldest first
+    cdef size_t _older_count
+    cdef size_t _older_capacity
+    cdef size_t _sealed               # so many of the older ones are sealed
+    cdef Segment _spare               # made ahead
+    cdef unsigned int _spare_number   # of its file's name
+    cdef unsigned int _spares_named
+    cdef bint _spare_ready
+    cdef bint _spare_wanted
+    cdef bint _names_changed          # a segment's name isn't durable yet
+    cdef bint _syncing                # a thread is syncing
+    cdef bint _closed
     cdef Fault _failure
-    cdef pthread_mutex_t _state       # guards the positions, the failure and the list of segments
-    cdef pthread_mutex_t _syncing     # held while a handle is synced or replaced; taken before _state
+    cdef pthread_mutex_t _state       # guards all from _older on, and changes of the positions; never held in a call of _files
+    cdef pthread_cond_t _synced       # a sync has ended
+    cdef pthread_cond_t _work         # there is something for `tend`
 
-    cdef int append(self, Slice payload) noexcept nogil   # one frame into memory; moves `end`
-    cdef int flush(self) noexcept nogil                    # memory to file; moves `written`; rolls segments
-    cdef int sync(self) noexcept nogil                     # fdatasync; moves `durable` to where `written` was, or on
+    # Make sure that a frame with a payload of up to `size` bytes can be appended without failing.
+    cdef int reserve(self, uint64_t size) noexcept nogil
+    cdef int append(self, Slice payload) noexcept nogil    # one frame; moves `end`
+    # One frame whose payload is these slices, one behind the other.
+    cdef int append_parts(self, const Slice* parts, size_t count) noexcept nogil
+    # Without a mapping: memory to file; moves `written`. With one there is nothing to do.
+    cdef int flush(self) noexcept nogil
+    # All that is written is durable when it returns OK; those who come while one syncs wait, and share the next sync.
+    cdef int sync(self) noexcept nogil
+    # Wait up to so long for work, then do it: seal full segments, make the next one ahead.
+    cdef int tend_for(self, int64_t milliseconds) noexcept nogil
     # def extend(self, payloads): append each, then flush
     # def make_durable(self): sync without the GIL
+    # def tend(self, milliseconds=0)
     # def segments(self) -> [(start, end)]
     # def cut(self, uint64_t position): delete whole segments that end at or before `position`
-    # def close(self): flush, sync, close
+    # def close(self): flush, sync, cut the last segment to its length, close
+    # def abandon(self): close the files as they are; in the child of a fork they are the parent's
 
     cdef int _fail(self, int status) noexcept nogil
+    cdef int _judge(self, int status) noexcept nogil
     cdef int _refuse(self) noexcept nogil
-    cdef int _write(self, const char* data, uint64_t until) noexcept nogil
-    cdef int _roll(self) noexcept nogil
-    cdef int _reserve_segment(self) noexcept nogil
+    cdef int _make_room(self, uint64_t need) noexcept nogil
+    cdef int _grow(self, Segment* segment, uint64_t wanted, uint64_t need) noexcept nogil
+    cdef void _map(self, Segment* segment, uint64_t need) noexcept nogil
+    cdef int _roll(self, uint64_t need) noexcept nogil
+    cdef int _take_spare(self, uint64_t need, Segment* spare, unsigned int* number) noexcept nogil
+    cdef int _make_spare(self, uint64_t need, Segment* spare, unsigned int* number) noexcept nogil
+    cdef void _discard(self, Segment* spare, unsigned int number) noexcept nogil
+    cdef int _reserve_older(self) noexcept nogil
+    cdef int _sync_all(self, uint64_t wanted) noexcept nogil
+    cdef int _sync_held(self, uint64_t wanted) noexcept nogil
+    cdef int _seal_held(self) noexcept nogil
+    cdef int _sync_names_held(self) noexcept nogil
+    cdef void _release_files(self) noexcept nogil
     cdef int _begin(self, list starts, uint64_t end, int handle) except -1
 
 

@@ -1,14 +1,15 @@
 """Append side of the write-ahead log. `everwrite.wal_recovery.open_log` makes a writer."""
 
-from libc.errno cimport ENAMETOOLONG
-from libc.stdint cimport uint32_t, uint64_t
+from libc.errno cimport EIO, ENAMETOOLONG
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport free, realloc
-from libc.string cimport memmove
+from libc.string cimport memmove, memset
 
 cimport cython
 
 from everwrite.coding cimport Slice, buffer_free, buffer_init, buffer_reserve, slice_of
-from everwrite.files cimport Files, OpenMode, set_errno
+from everwrite.files cimport Files, OpenMode, out_of_space, set_errno
 from everwrite.status cimport Status, check, fault_io, last_fault
 from everwrite.wal_format cimport (
     WAL_FRAME_BYTES,
@@ -25,23 +26,65 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_destroy(pthread_mutex_t* mutex)
     int pthread_mutex_lock(pthread_mutex_t* mutex)
     int pthread_mutex_unlock(pthread_mutex_t* mutex)
+    int pthread_cond_destroy(pthread_cond_t* condition)
+    int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
+    int pthread_cond_signal(pthread_cond_t* condition)
+    int pthread_cond_broadcast(pthread_cond_t* condition)
 
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec* now)
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <stdint.h>
+    #include <time.h>
+
+    static uint64_t ew_monotonic_ns(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    }
+
+    /* Waits that a wall clock which steps doesn't lengthen. */
+    static void ew_cond_init(pthread_cond_t* condition) {
+    #ifdef __APPLE__
+        pthread_cond_init(condition, NULL);
+    #else
+        pthread_condattr_t attributes;
+        pthread_condattr_init(&attributes);
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+        pthread_cond_init(condition, &attributes);
+        pthread_condattr_destroy(&attributes);
+    #endif
+    }
+
+    static void ew_cond_wait_ms(pthread_cond_t* condition, pthread_mutex_t* mutex, int64_t milliseconds) {
+        struct timespec until;
+    #ifdef __APPLE__
+        until.tv_sec = (time_t)(milliseconds / 1000);
+        until.tv_nsec = (long)(milliseconds % 1000) * 1000000;
+        pthread_cond_timedwait_relative_np(condition, mutex, &until);
+    #else
+        uint64_t at = ew_monotonic_ns() + (uint64_t)milliseconds * 1000000u;
+        until.tv_sec = (time_t)(at / 1000000000u);
+        until.tv_nsec = (long)(at % 1000000000u);
+        pthread_cond_timedwait(condition, mutex, &until);
+    #endif
+    }
+
+    /* Readers on other threads may look at what lies below a position as soon as they see it. */
+    static void ew_raise(uint64_t* position, uint64_t value) { __atomic_store_n(position, value, __ATOMIC_RELEASE); }
+    """
+    uint64_t ew_monotonic_ns() noexcept nogil
+    void ew_cond_init(pthread_cond_t* condition) noexcept nogil
+    void ew_cond_wait_ms(pthread_cond_t* condition, pthread_mutex_t* mutex, int64_t milliseconds) noexcept nogil
+    void ew_raise(uint64_t* position, uint64_t value) noexcept nogil
 
 cdef enum:
     # A buffer that one large batch has grown beyond this is given back after the flush.
     PENDING_KEPT_BYTES = 1 << 22
-
-
-cdef uint64_t _monotonic_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t>now.tv_sec * 1000000000 + now.tv_nsec
+    # A segment's file grows by doubling from here, so that a small store's log is small.
+    FIRST_STEP_BYTES = 1 << 16
+    # Full segments that wait to be synced, before whoever begins another one helps: they bound what a restart reads.
+    UNSEALED_MAX = 4
 
 
 # A collector that cleared the reference to the files first would leave __dealloc__ unable to close.
@@ -49,42 +92,63 @@ cdef uint64_t _monotonic_ns() noexcept nogil:
 cdef class WalWriter:
     """The end of a log. Positions (`start`, `durable`, `written`, `end`) are bytes from the beginning of the log.
 
-    Thread safety: `make_durable` may run on any thread; the other methods are for one at a time.
-    After a failed write or sync every method raises `StorageError`: close it and open the log again.
+    Thread safety: `extend` is for one thread at a time; the other methods may run beside it, on any thread.
+    After a failed sync, or a write that failed for another reason than space, every method raises
+    `StorageError`: close it and open the log again. Without space `extend` raises `ReadOnlyError`.
     """
 
     def __cinit__(self):
-        self._handle = -1
+        self._current.handle = -1
+        self._spare.handle = -1
         buffer_init(&self._pending)
         pthread_mutex_init(&self._state, NULL)
-        pthread_mutex_init(&self._syncing, NULL)
+        ew_cond_init(&self._synced)
+        ew_cond_init(&self._work)
 
     def __dealloc__(self):
-        if self._handle >= 0 and self._files is not None:
-            self._files.close(self._handle)
+        if self._files is not None:
+            self._release_files()
         buffer_free(&self._pending)
-        free(self._starts)
+        free(self._older)
         pthread_mutex_destroy(&self._state)
-        pthread_mutex_destroy(&self._syncing)
+        pthread_cond_destroy(&self._synced)
+        pthread_cond_destroy(&self._work)
 
     cdef int _begin(self, list starts, uint64_t end, int handle) except -1:
         """Go on from `end`, which is durable, in the last segment, whose handle becomes the writer's own."""
-        self._handle = handle
-        for start in starts:
-            check(self._reserve_segment())
-            self._starts[self._count] = start
-            self._count += 1
-        self._on_disk = self._count
-        self.start = self._starts[0]
+        self._current.handle = handle
+        self._current.start = max(starts)
+        self._current.allocated = end - self._current.start
+        self._map(&self._current, 0)
+        for start in starts[: len(starts) - 1]:
+            check(self._reserve_older())
+            memset(&self._older[self._older_count], 0, sizeof(Segment))
+            self._older[self._older_count].start = start
+            self._older[self._older_count].handle = -1
+            self._older_count += 1
+        self._sealed = self._older_count
+        self.start = starts[0]
         self.durable = self.written = self.end = end
         return 0
 
+    # ---- failures ----
+
     cdef int _fail(self, int status) noexcept nogil:
-        """Remember the first failure. Needs _state."""
+        """Remember the first failure."""
+        pthread_mutex_lock(&self._state)
         if not self.failed:
             self._failure = last_fault()[0]
             self.failed = True
+        pthread_mutex_unlock(&self._state)
         return status
+
+    cdef int _judge(self, int status) noexcept nogil:
+        """What a call that failed before anything depended on it means for the writer."""
+        if status != Status.ERR_IO:
+            return status
+        if out_of_space():
+            return Status.ERR_READ_ONLY
+        return self._fail(status) if last_fault().error_number == EIO else status
 
     cdef int _refuse(self) noexcept nogil:
         if self.failed:
@@ -92,144 +156,375 @@ cdef class WalWriter:
             return Status.ERR_FAILED
         return Status.ERR_CLOSED
 
-    cdef int _reserve_segment(self) noexcept nogil:
-        """Room for one more start. Needs _state, but for the first ones."""
-        cdef size_t capacity
-        cdef uint64_t* grown
-        if self._count == self._capacity:
-            capacity = self._capacity * 2 if self._capacity else 16
-            grown = <uint64_t*>realloc(self._starts, capacity * sizeof(uint64_t))
-            if grown == NULL:
-                return Status.ERR_MEMORY
-            self._starts = grown
-            self._capacity = capacity
-        return Status.OK
+    # ---- appending ----
+
+    cdef int reserve(self, uint64_t size) noexcept nogil:
+        cdef uint64_t need = WAL_FRAME_BYTES + size
+        cdef int status = Status.OK
+        if self.failed or self._current.handle < 0:
+            return self._refuse()
+        if size > WAL_PAYLOAD_LIMIT:
+            return Status.ERR_TOO_LARGE
+        if self.end - self._current.start + need > self._limit:
+            status = self._make_room(need)
+        if status == Status.OK and self._current.data == NULL and buffer_reserve(&self._pending, need) < 0:
+            return Status.ERR_MEMORY
+        return status
 
     cdef int append(self, Slice payload) noexcept nogil:
-        cdef uint64_t held
-        cdef bint roll
+        return self.append_parts(&payload, 1)
+
+    cdef int append_parts(self, const Slice* parts, size_t count) noexcept nogil:
+        cdef uint64_t size = 0
+        cdef uint8_t* at
         cdef int status
-        if self.failed or self._handle < 0:
-            return self._refuse()
-        if payload.size > WAL_PAYLOAD_LIMIT:
-            return Status.ERR_TOO_LARGE
-        held = self.end - self._starts[self._count - 1]
-        roll = held > WAL_HEADER_BYTES and held + WAL_FRAME_BYTES + payload.size > self._segment_bytes
-        if buffer_reserve(&self._pending, WAL_HEADER_BYTES + WAL_FRAME_BYTES + payload.size) < 0:
-            return Status.ERR_MEMORY
-        if roll:
-            pthread_mutex_lock(&self._state)
-            status = self._reserve_segment()
-            if status == Status.OK:
-                self._starts[self._count] = self.end
-                self._count += 1
-            pthread_mutex_unlock(&self._state)
-            if status < 0:
-                return status
-            wal_put_header(self._pending.data + self._pending.size, self._store_id, self.end)
-            self._pending.size += WAL_HEADER_BYTES
-            self.end += WAL_HEADER_BYTES
-        wal_put_frame(
-            self._pending.data + self._pending.size, self.end, self.durable, payload.data, <uint32_t>payload.size
-        )
-        self._pending.size += WAL_FRAME_BYTES + payload.size
-        self.end += WAL_FRAME_BYTES + payload.size
-        self.appended_bytes += WAL_FRAME_BYTES + payload.size
+        cdef size_t i
+        for i in range(count):
+            size += parts[i].size
+        status = self.reserve(size)
+        if status < 0:
+            return status
+        if self._current.data != NULL:
+            at = self._current.data + (self.end - self._current.start)
+        else:
+            at = self._pending.data + self._pending.size
+            self._pending.size += WAL_FRAME_BYTES + size
+        wal_put_frame(at, self.end, self.durable, parts, count, <uint32_t>size)
+        self.appended_bytes += WAL_FRAME_BYTES + size
+        self.end += WAL_FRAME_BYTES + size
+        if self._current.data != NULL:
+            ew_raise(&self.written, self.end)
         return Status.OK
 
     cdef int flush(self) noexcept nogil:
-        cdef const char* data = <const char*>self._pending.data
-        cdef uint64_t base = self.written
-        cdef int status = Status.OK
-        if self.failed or self._handle < 0:
+        cdef int status
+        if self.failed or self._current.handle < 0:
             return self._refuse()
-        while self._on_disk < self._count and status == Status.OK:
-            status = self._write(data + (self.written - base), self._starts[self._on_disk])
-            if status == Status.OK:
-                status = self._roll()
-        if status == Status.OK:
-            status = self._write(data + (self.written - base), self.end)
+        if self._pending.size == 0:
+            return Status.OK
+        status = self._files.write(
+            self._current.handle, self.written - self._current.start, self._pending.data, self._pending.size
+        )
         if status < 0:
-            pthread_mutex_lock(&self._state)
-            self._fail(status)
-            pthread_mutex_unlock(&self._state)
-            return status
+            if status != Status.ERR_IO or not out_of_space():
+                return self._fail(status)
+            # It stays to be written: the next frame comes behind it.
+            self._limit = 0
+            return Status.ERR_READ_ONLY
+        ew_raise(&self.written, self.end)
         self._pending.size = 0
         if self._pending.capacity > PENDING_KEPT_BYTES:
             buffer_free(&self._pending)
         return Status.OK
 
-    cdef int _write(self, const char* data, uint64_t until) noexcept nogil:
-        """Hand the bytes from `written` to `until`, which lie in the current segment, to the file system."""
-        cdef uint64_t start = self._starts[self._on_disk - 1]
-        cdef int status
-        if until == self.written:
-            return Status.OK
-        status = self._files.write(self._handle, self.written - start, data, until - self.written)
+    # ---- room ----
+
+    cdef int _make_room(self, uint64_t need) noexcept nogil:
+        """Have `need` bytes of the current segment, or of a new one, reserved behind `end`."""
+        cdef uint64_t offset = self.end - self._current.start
+        cdef uint64_t half = self._segment_bytes // 2
+        cdef uint64_t wanted
+        cdef int status = Status.OK
+        if self._pending.size and self._limit == 0:
+            status = self.flush()
+        if status == Status.OK and offset > WAL_HEADER_BYTES and offset + need > self._segment_bytes:
+            status = self._roll(need)
+            offset = self.end - self._current.start
+        if status == Status.OK and offset + need > self._current.allocated:
+            wanted = min(max(2 * self._current.allocated, <uint64_t>FIRST_STEP_BYTES), self._segment_bytes)
+            status = self._judge(self._grow(&self._current, max(wanted, offset + need), offset + need))
         if status < 0:
             return status
-        pthread_mutex_lock(&self._state)
-        self.written = until
-        pthread_mutex_unlock(&self._state)
+        self._limit = self._current.allocated
+        if offset + need <= half:
+            # Come here again at the half, if the file reaches so far.
+            self._limit = min(self._limit, half)
+        elif not self._spare_wanted:
+            pthread_mutex_lock(&self._state)
+            self._spare_wanted = True
+            pthread_cond_signal(&self._work)
+            pthread_mutex_unlock(&self._state)
         return Status.OK
 
-    cdef int _roll(self) noexcept nogil:
-        """Go over to the next segment. The old one is made durable first, so that only the last can be torn."""
-        cdef char path[WAL_PATH_BYTES]
-        cdef int handle = -1
-        cdef int old
+    cdef void _map(self, Segment* segment, uint64_t need) noexcept nogil:
+        segment.mapped = max(self._segment_bytes, max(segment.allocated, need))
+        segment.data = self._files.map(segment.handle, segment.mapped)
+
+    cdef int _grow(self, Segment* segment, uint64_t wanted, uint64_t need) noexcept nogil:
+        """Reserve `wanted` bytes of the file, or at least `need`."""
+        cdef bint remap = segment.data != NULL and wanted > segment.mapped
         cdef int status
-        if wal_path(path, self._folder_path, self._starts[self._on_disk]) < 0:
+        if remap:
+            # Only one frame that is larger than a segment comes here, into a segment without any.
+            self._files.unmap(segment.data, segment.mapped)
+        status = self._files.allocate(segment.handle, wanted)
+        if status == Status.ERR_IO and out_of_space() and need < wanted:
+            wanted = need
+            status = self._files.allocate(segment.handle, wanted)
+        if status == Status.OK:
+            segment.allocated = wanted
+        if remap:
+            self._map(segment, wanted)
+        return status
+
+    cdef int _make_spare(self, uint64_t need, Segment* spare, unsigned int* number) noexcept nogil:
+        """Make a file that may become the next segment, with `need` bytes reserved."""
+        cdef char path[WAL_PATH_BYTES]
+        cdef int status
+        pthread_mutex_lock(&self._state)
+        number[0] = self._spares_named
+        self._spares_named += 1
+        pthread_mutex_unlock(&self._state)
+        memset(spare, 0, sizeof(Segment))
+        _spare_path(path, self._folder_path, number[0])
+        status = spare.handle = self._files.open(path, OpenMode.OPEN_FRESH)
+        if status < 0:
+            return status
+        status = self._grow(spare, max(need, min(<uint64_t>FIRST_STEP_BYTES, self._segment_bytes)), need)
+        if status < 0:
+            self._discard(spare, number[0])
+            return status
+        self._map(spare, need)
+        return Status.OK
+
+    cdef void _discard(self, Segment* spare, unsigned int number) noexcept nogil:
+        cdef char path[WAL_PATH_BYTES]
+        cdef int error_number = last_fault().error_number
+        if spare.data != NULL:
+            self._files.unmap(spare.data, spare.mapped)
+        if spare.handle >= 0:
+            self._files.close(spare.handle)
+        spare.data = NULL
+        spare.handle = -1
+        _spare_path(path, self._folder_path, number)
+        # What is left behind, the next open removes; the first failure is the one to report.
+        self._files.unlink(path)
+        last_fault().error_number = error_number
+
+    cdef int _take_spare(self, uint64_t need, Segment* spare, unsigned int* number) noexcept nogil:
+        cdef bint ready
+        cdef int status
+        pthread_mutex_lock(&self._state)
+        ready = self._spare_ready
+        spare[0] = self._spare
+        number[0] = self._spare_number
+        self._spare_ready = False
+        self._spare.handle = -1
+        self._spare.data = NULL
+        # Whoever begins the next segment wants one again when that is half full.
+        self._spare_wanted = False
+        pthread_mutex_unlock(&self._state)
+        if not ready:
+            return self._make_spare(need, spare, number)
+        if spare.allocated >= need:
+            return Status.OK
+        status = self._grow(spare, need, need)
+        if status < 0:
+            self._discard(spare, number[0])
+        return status
+
+    cdef int _reserve_older(self) noexcept nogil:
+        """Room for one more of the older segments. Needs _state, but for the first ones."""
+        cdef size_t capacity
+        cdef Segment* grown
+        if self._older_count == self._older_capacity:
+            capacity = self._older_capacity * 2 if self._older_capacity else 16
+            grown = <Segment*>realloc(self._older, capacity * sizeof(Segment))
+            if grown == NULL:
+                return Status.ERR_MEMORY
+            self._older = grown
+            self._older_capacity = capacity
+        return Status.OK
+
+    cdef int _roll(self, uint64_t need) noexcept nogil:
+        """Go over to the next segment, at `end`. The old one is left to `tend` and `sync`."""
+        cdef char path[WAL_PATH_BYTES]
+        cdef char spare_path[WAL_PATH_BYTES]
+        cdef uint8_t header[WAL_HEADER_BYTES]
+        cdef Segment spare
+        cdef unsigned int number = 0
+        cdef int status = self.flush()
+        if status == Status.OK and self._older_count - self._sealed >= UNSEALED_MAX:
+            status = self._sync_all(0)
+        if status < 0:
+            return status
+        if wal_path(path, self._folder_path, self.end) < 0:
             set_errno(ENAMETOOLONG)
             return fault_io(self._folder_path, "naming a log segment")
-        pthread_mutex_lock(&self._syncing)
-        status = self._refuse() if self.failed else self._files.sync(self._handle)
-        if status >= 0:
-            status = handle = self._files.open(path, OpenMode.OPEN_FRESH)
-        if status >= 0:
-            status = self._files.sync_dir(self._folder_path)
+        status = self._take_spare(WAL_HEADER_BYTES + need, &spare, &number)
         if status < 0:
-            if handle >= 0:
-                self._files.close(handle)
-            pthread_mutex_unlock(&self._syncing)
-            return status
-        pthread_mutex_lock(&self._state)
-        old = self._handle
-        self._handle = handle
-        self._on_disk += 1
-        self.syncs += 1
-        self.durable = self.written
-        pthread_mutex_unlock(&self._state)
-        pthread_mutex_unlock(&self._syncing)
-        return self._files.close(old)
+            return self._judge(status)
+        spare.start = self.end
+        if spare.data != NULL:
+            wal_put_header(spare.data, self._store_id, self.end, self.durable)
+        else:
+            wal_put_header(header, self._store_id, self.end, self.durable)
+            status = self._files.write(spare.handle, 0, header, WAL_HEADER_BYTES)
+        if status == Status.OK:
+            pthread_mutex_lock(&self._state)
+            status = self._reserve_older()
+            pthread_mutex_unlock(&self._state)
+        if status == Status.OK:
+            _spare_path(spare_path, self._folder_path, number)
+            # Only now, so that no segment of a process that was killed lacks its header.
+            status = self._files.rename(spare_path, path)
+        if status == Status.OK:
+            pthread_mutex_lock(&self._state)
+            self._older[self._older_count] = self._current
+            self._older_count += 1
+            self._current = spare
+            self._names_changed = True
+            self.end += WAL_HEADER_BYTES
+            ew_raise(&self.written, self.end)
+            pthread_cond_signal(&self._work)
+            pthread_mutex_unlock(&self._state)
+            return Status.OK
+        status = self._judge(status)
+        self._discard(&spare, number)
+        return status
+
+    # ---- syncing ----
 
     cdef int sync(self) noexcept nogil:
+        return self._sync_all(self.written)
+
+    cdef int _sync_all(self, uint64_t wanted) noexcept nogil:
+        """Wait until all up to `wanted` is durable; 0: until the full segments are."""
+        cdef bint waited = False
+        cdef int status = Status.OK
+        pthread_mutex_lock(&self._state)
+        while True:
+            if self.failed or self._current.handle < 0:
+                # The sync that this one waited for may have been the last good one.
+                if not waited or wanted == 0 or self.durable < wanted:
+                    status = self._refuse()
+                break
+            if self._sealed == self._older_count if wanted == 0 else self.durable >= wanted:
+                break
+            if self._syncing:
+                # Whoever waits here finds that the next sync covers what all of them came for.
+                pthread_cond_wait(&self._synced, &self._state)
+                waited = True
+                continue
+            self._syncing = True
+            status = self._sync_held(wanted)
+            self._syncing = False
+            pthread_cond_broadcast(&self._synced)
+            if status < 0:
+                break
+        pthread_mutex_unlock(&self._state)
+        return status
+
+    cdef int _sync_held(self, uint64_t wanted) noexcept nogil:
+        """Seal the full segments; sync the current one, too, if `wanted` lies in it. Needs _state, and leaves it."""
         cdef uint64_t target
         cdef uint64_t began
         cdef int handle
         cdef int status = Status.OK
-        # Whoever has waited here finds that the sync before may have covered what it came for.
-        cdef uint64_t wanted = self.written
-        pthread_mutex_lock(&self._syncing)
-        pthread_mutex_lock(&self._state)
+        while self._sealed < self._older_count and status == Status.OK:
+            status = self._seal_held()
+        if status < 0 or self.durable >= wanted:
+            return status
         target = self.written
-        handle = self._handle
-        if self.failed or handle < 0:
-            status = self._refuse()
-        elif self.durable < wanted:
-            pthread_mutex_unlock(&self._state)
-            began = _monotonic_ns()
+        handle = self._current.handle
+        if self._names_changed:
+            status = self._sync_names_held()
+        pthread_mutex_unlock(&self._state)
+        began = ew_monotonic_ns()
+        if status == Status.OK:
             status = self._files.sync(handle)
-            pthread_mutex_lock(&self._state)
-            self.sync_nanoseconds += _monotonic_ns() - began
             if status < 0:
                 self._fail(status)
-            else:
-                self.syncs += 1
-                self.durable = target
-        pthread_mutex_unlock(&self._state)
-        pthread_mutex_unlock(&self._syncing)
+        pthread_mutex_lock(&self._state)
+        self.sync_nanoseconds += ew_monotonic_ns() - began
+        if status == Status.OK:
+            self.syncs += 1
+            ew_raise(&self.durable, target)
         return status
+
+    cdef int _sync_names_held(self) noexcept nogil:
+        cdef int status
+        self._names_changed = False
+        pthread_mutex_unlock(&self._state)
+        status = self._files.sync_dir(self._folder_path)
+        if status < 0:
+            self._fail(status)
+        pthread_mutex_lock(&self._state)
+        return status
+
+    cdef int _seal_held(self) noexcept nogil:
+        """Make the first unsealed segment durable and close it. Needs _state, and leaves it meanwhile."""
+        cdef Segment segment = self._older[self._sealed]
+        cdef uint64_t end
+        cdef uint64_t began = ew_monotonic_ns()
+        cdef int status = Status.OK
+        end = self._current.start
+        if self._sealed + 1 < self._older_count:
+            end = self._older[self._sealed + 1].start
+        self._older[self._sealed].data = NULL
+        if self._names_changed:
+            status = self._sync_names_held()
+            if status < 0:
+                self._older[self._sealed].data = segment.data
+                return status
+        pthread_mutex_unlock(&self._state)
+        if segment.data != NULL:
+            self._files.unmap(segment.data, segment.mapped)
+        if segment.allocated > end - segment.start:
+            # Only to give the space back: zeros at the end do no harm.
+            self._files.truncate(segment.handle, end - segment.start)
+        status = self._files.sync(segment.handle)
+        if status < 0:
+            self._fail(status)
+        else:
+            self._files.close(segment.handle)
+        pthread_mutex_lock(&self._state)
+        if status == Status.OK:
+            self._older[self._sealed].handle = -1
+            self._sealed += 1
+            self.syncs += 1
+            self.sync_nanoseconds += ew_monotonic_ns() - began
+            ew_raise(&self.durable, end)
+        return status
+
+    cdef int tend_for(self, int64_t milliseconds) noexcept nogil:
+        cdef Segment spare
+        cdef unsigned int number = 0
+        cdef bint sealing
+        cdef bint making
+        cdef int status = Status.OK
+        pthread_mutex_lock(&self._state)
+        while True:
+            sealing = self._sealed < self._older_count
+            making = self._spare_wanted and not self._spare_ready
+            if sealing or making or self._closed or not milliseconds:
+                break
+            ew_cond_wait_ms(&self._work, &self._state, milliseconds)
+            milliseconds = 0
+        if self.failed or self._closed:
+            pthread_mutex_unlock(&self._state)
+            return Status.OK
+        pthread_mutex_unlock(&self._state)
+        if making:
+            status = self._make_spare(self._segment_bytes, &spare, &number)
+            pthread_mutex_lock(&self._state)
+            # One that can't be made is for whoever needs it to complain about.
+            making = status == Status.OK and not self._closed and not self._spare_ready
+            if making:
+                self._spare = spare
+                self._spare_number = number
+                self._spare_ready = True
+            else:
+                self._spare_wanted = False
+            pthread_mutex_unlock(&self._state)
+            if status == Status.OK and not making:
+                self._discard(&spare, number)
+            status = Status.OK
+        if sealing:
+            status = self._sync_all(0)
+        return status
+
+    # ---- from Python ----
 
     def extend(self, payloads):
         """Append each of `payloads` (bytes) as a frame of its own and write them to the file together."""
@@ -249,10 +544,26 @@ cdef class WalWriter:
             status = self.sync()
         check(status)
 
+    def tend(self, int64_t milliseconds=0):
+        """Wait up to so long for work, and do it: sync full segments, and make the next one ahead.
+
+        For a thread in the background; without one, call it now and then.
+        """
+        cdef int status
+        with nogil:
+            status = self.tend_for(milliseconds)
+        check(status)
+
+    @property
+    def mapped(self):
+        """Whether frames are stored in a mapping of the file, without system calls."""
+        return self._current.data != NULL
+
     def segments(self):
         """The segment files, oldest first: a list of (start, end) positions. The last one ends at `written`."""
         pthread_mutex_lock(&self._state)
-        starts = [self._starts[i] for i in range(self._on_disk)]
+        starts = [self._older[i].start for i in range(self._older_count)]
+        starts.append(self._current.start)
         written = self.written
         pthread_mutex_unlock(&self._state)
         return list(zip(starts, [*starts[1:], written], strict=True))
@@ -260,41 +571,98 @@ cdef class WalWriter:
     def cut(self, uint64_t position):
         """Delete the segments that end at or before `position`, oldest first; the last one stays."""
         cdef char path[WAL_PATH_BYTES]
-        if self.failed or self._handle < 0:
+        cdef uint64_t end
+        cdef bint sealed
+        if self.failed or self._current.handle < 0:
             check(self._refuse())
-        while self._on_disk > 1 and self._starts[1] <= position:
-            if wal_path(path, self._folder_path, self._starts[0]) < 0:
+        while True:
+            pthread_mutex_lock(&self._state)
+            end = self._older[1].start if self._older_count > 1 else self._current.start
+            sealed = self._sealed > 0
+            if self._older_count == 0:
+                end = position + 1
+            pthread_mutex_unlock(&self._state)
+            if end > position:
+                return
+            if not sealed:
+                self.make_durable()
+                continue
+            if wal_path(path, self._folder_path, self.start) < 0:
                 raise ValueError(f"the path of the log folder is too long: {self._folder!r}")
             # One at a time: a crash must leave no gap between the segments that remain.
             check(self._files.unlink(path))
             pthread_mutex_lock(&self._state)
-            self._count -= 1
-            self._on_disk -= 1
-            memmove(self._starts, self._starts + 1, self._count * sizeof(uint64_t))
-            self.start = self._starts[0]
+            self._older_count -= 1
+            self._sealed -= 1
+            memmove(self._older, self._older + 1, self._older_count * sizeof(Segment))
+            self.start = end
             pthread_mutex_unlock(&self._state)
             check(self._files.sync_dir(self._folder_path))
 
     def close(self):
         """Write and sync what was appended, and close; once more is fine. After a failure it only closes."""
         cdef int status = Status.OK
-        cdef int handle
-        if self._handle < 0:
+        if self._current.handle < 0:
             return
-        if not self.failed:
-            with nogil:
+        with nogil:
+            if not self.failed:
                 status = self.flush()
                 if status >= 0:
                     status = self.sync()
-        with nogil:
-            pthread_mutex_lock(&self._syncing)
             pthread_mutex_lock(&self._state)
-            handle = self._handle
-            self._handle = -1
+            self._closed = True
+            pthread_cond_broadcast(&self._work)
+            while self._syncing:
+                pthread_cond_wait(&self._synced, &self._state)
             pthread_mutex_unlock(&self._state)
-            pthread_mutex_unlock(&self._syncing)
-        self._files.close(handle)
+            if self._spare_ready:
+                self._spare_ready = False
+                self._discard(&self._spare, self._spare_number)
+            if self._current.data != NULL:
+                self._files.unmap(self._current.data, self._current.mapped)
+                self._current.data = NULL
+            if not self.failed and status >= 0 and self._current.allocated > self.written - self._current.start:
+                # Zeros at the end do no harm, but need space.
+                self._files.truncate(self._current.handle, self.written - self._current.start)
+            self._release_files()
+            pthread_mutex_lock(&self._state)
+            pthread_cond_broadcast(&self._synced)
+            pthread_mutex_unlock(&self._state)
         check(status)
+
+    def abandon(self):
+        """In the child of a fork: let go of the files as they are; they, and the threads, are the parent's."""
+        pthread_mutex_init(&self._state, NULL)
+        ew_cond_init(&self._synced)
+        ew_cond_init(&self._work)
+        self._syncing = False
+        self._closed = True
+        self._release_files()
+
+    cdef void _release_files(self) noexcept nogil:
+        """Unmap and close everything."""
+        cdef size_t i
+        for i in range(self._sealed, self._older_count):
+            if self._older[i].data != NULL:
+                self._files.unmap(self._older[i].data, self._older[i].mapped)
+            if self._older[i].handle >= 0:
+                self._files.close(self._older[i].handle)
+            self._older[i].data = NULL
+            self._older[i].handle = -1
+        if self._current.data != NULL:
+            self._files.unmap(self._current.data, self._current.mapped)
+        if self._current.handle >= 0:
+            self._files.close(self._current.handle)
+        if self._spare.data != NULL:
+            self._files.unmap(self._spare.data, self._spare.mapped)
+        if self._spare.handle >= 0:
+            self._files.close(self._spare.handle)
+        self._current.data = self._spare.data = NULL
+        self._current.handle = self._spare.handle = -1
+
+
+cdef void _spare_path(char* path, const char* folder, unsigned int number) noexcept nogil:
+    snprintf(path, WAL_PATH_BYTES, "%s/%u.spare", folder, number)
 
 
 cdef WalWriter new_writer(Files files, bytes folder, uint64_t store_id, uint64_t segment_bytes):

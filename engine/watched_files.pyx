@@ -5,7 +5,7 @@ disk before it.
 """
 
 from libc.errno cimport EIO
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 cimport cython
 
@@ -24,6 +24,8 @@ _DOING = {
     "write": b"writing a file",
     "sync": b"syncing a file",
     "truncate": b"truncating a file",
+    "allocate": b"reserving space for a file",
+    "map": b"mapping a file",
     "size": b"asking for a file's size",
     "rename": b"renaming a file",
     "unlink": b"removing a file",
@@ -46,8 +48,9 @@ cdef class WatchedFiles(Files):
     """Files that ask `watch(operation, path, size)` before each call goes to `inner`.
 
     `operation`: "open", "create" (an open that may make or empty the file), "close", "read", "write", "sync",
-    "truncate", "size", "rename", "unlink", "sync_dir", "list", "mkdir" or "lock". `path`: the file's, as bytes; of a
-    rename the source. `size`: bytes of a read or write, the new size of a truncation, else 0.
+    "truncate", "allocate", "map", "size", "rename", "unlink", "sync_dir", "list", "mkdir" or "lock". `path`: the
+    file's, as bytes; of a rename the source. `size`: bytes of a read, write or mapping, the new size of a
+    truncation or allocation, else 0. A file whose "map" fails is written to instead.
     `watch` returns None to go on, or an errno with which the call fails, nothing done. For a write it may return
     (errno, n): the first n bytes are written, then it fails. An exception that it raises is kept in
     `error`, and the call fails with EIO: system calls have nobody to raise it to.
@@ -152,6 +155,23 @@ cdef class WatchedFiles(Files):
         with gil:
             status = self._refused_at("truncate", handle, size, &partial)
         return status if status < 0 else self.inner.truncate(handle, size)
+
+    cdef int allocate(self, int handle, uint64_t size) noexcept nogil:
+        cdef size_t partial = 0
+        cdef int status
+        with gil:
+            status = self._refused_at("allocate", handle, size, &partial)
+        return status if status < 0 else self.inner.allocate(handle, size)
+
+    cdef uint8_t* map(self, int handle, size_t size) noexcept nogil:
+        cdef size_t partial = 0
+        cdef int status
+        with gil:
+            status = self._refused_at("map", handle, size, &partial)
+        return NULL if status < 0 else self.inner.map(handle, size)
+
+    cdef void unmap(self, uint8_t* data, size_t size) noexcept nogil:
+        self.inner.unmap(data, size)
 
     cdef int64_t size(self, int handle) noexcept nogil:
         cdef size_t partial = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +11,7 @@ FRAME_SIZE = 20
 PAYLOAD_MAX = 268_435_456
 UNKNOWN = 0xFFFFFFFF
 SECTOR = 512
+SEGMENT_NAME = re.compile(r"[0-9a-f]{16}\.log")
 
 
 class Damaged(Exception):
@@ -86,80 +87,130 @@ def frame_at(segment: bytes, start: int, offset: int) -> tuple[int, bytes] | Non
     return number(segment[offset + 16 : offset + 20]), segment[offset + FRAME_SIZE : end]
 
 
-def is_torn(segment: bytes, start: int, bad: int) -> bool:
-    """Whether a crash can have torn the last segment at offset `bad`."""
-    first = None
-    offset = bad
-    while offset < len(segment):
-        frame = frame_at(segment, start, offset)
-        if frame is None:
-            offset += 1
-            continue
-        unsynced, payload = frame
-        if unsynced != UNKNOWN and offset - unsynced > bad:
-            return False
-        if first is None:
-            first = offset
-        offset += FRAME_SIZE + len(payload)
-    if first is None:
-        return True
-    for begin in range(bad, first):
-        if begin == bad or begin % SECTOR == 0:
-            end = (begin // SECTOR + 1) * SECTOR
-            if end <= first and not any(segment[begin:end]):
-                return True
+@dataclass
+class Row:
+    """The segments as one row of bytes: (start, where it ends, content) of each, in order."""
+
+    segments: list[tuple[int, int, bytes]]
+
+    def behind(self, position: int) -> list[tuple[int, int, bytes]]:
+        return [segment for segment in self.segments if segment[1] > position]
+
+
+def whole_things(row: Row, bad: int) -> list[tuple[int, int]]:
+    """(position, up to where it proves the log durable) of all whole headers and frames from `bad` on."""
+    found = []
+    for start, limit, content in row.behind(bad):
+        inside = content[: limit - start]
+        offset = max(bad - start, 0)
+        if offset == 0 and header_is_whole(inside, start):
+            found.append((start, number(inside[32:40])))
+            offset = HEADER_SIZE
+        while offset < len(inside):
+            frame = frame_at(inside, start, offset)
+            if frame is None:
+                offset += 1
+                continue
+            unsynced, payload = frame
+            found.append((start + offset, 0 if unsynced == UNKNOWN else start + offset - unsynced))
+            offset += FRAME_SIZE + len(payload)
+    return found
+
+
+def lost_something(row: Row, bad: int, first: int) -> bool:
+    """Whether between `bad` and `first` bytes are missing, a sector was never written, or a frame isn't finished."""
+    for start, limit, content in row.behind(bad):
+        if start >= first:
+            break
+        begin, end = max(bad - start, 0), min(limit, first) - start
+        if end > len(content):
+            return True
+        head = content[begin : min(begin + 8, limit - start)]
+        if begin and len(head) == 8 and not (any(head[:4]) and any(head[4:])):
+            return True
+        for at in range(begin, end):
+            if at == begin or at % SECTOR == 0:
+                sector_end = min((at // SECTOR + 1) * SECTOR, limit - start)
+                if sector_end <= end and not any(content[at:sector_end]):
+                    return True
     return False
 
 
-def read_log(folder: Mapping[str, bytes], store_id: int, replay_from: int) -> Log:
+def is_torn(row: Row, bad: int) -> bool:
+    """Whether a crash can have torn the log at `bad`."""
+    whole = whole_things(row, bad)
+    if any(proves > bad for _, proves in whole):
+        return False
+    return not whole or lost_something(row, bad, whole[0][0])
+
+
+def read_log(folder: Mapping[str, bytes], store_id: int, replay_from: int, durable_to: int = 0) -> Log:
     """Read the segments in `folder` (file name to content) as a store that opens them has to."""
-    starts = sorted(int(name[:16], 16) for name in folder)
-    segments = {start: folder[segment_name(start)] for start in starts}
+    starts = sorted(int(name[:16], 16) for name in folder if SEGMENT_NAME.fullmatch(name))
     if not starts:
         if replay_from:
             raise Missing
         return Log(end=0, file_end=0)
-    last = starts[-1]
+    known = max(replay_from, durable_to)
+    contents = [folder[segment_name(start)] for start in starts]
+    file_end = starts[-1] + len(contents[-1])
+    row = Row(list(zip(starts, [*starts[1:], file_end], contents, strict=True)))
     if replay_from < starts[0]:
         raise Damaged(segment_name(starts[0]), 0)
-    for start, following in itertools.pairwise(starts):
-        if start + len(segments[start]) != following:
-            raise Damaged(segment_name(start), min(len(segments[start]), following - start))
-    log = Log(file_end=last + len(segments[last]))
-    if log.file_end < replay_from:
-        raise Damaged(segment_name(last), len(segments[last]))
-    for start in starts:
-        segment = segments[start]
-        if start + len(segment) <= replay_from and start != last:
-            continue
-        if header_is_whole(segment, start):
-            if number(segment[8:12]) != 1:
-                raise FromTheFuture
-            if number(segment[16:24]) != store_id:
-                raise Damaged(segment_name(start), 16)
-        elif start != last or replay_from > start:
-            raise Damaged(segment_name(start), 0)
-    read_frames(log, segments, replay_from)
+    if file_end < known:
+        raise Damaged(segment_name(starts[-1]), len(contents[-1]))
+    for start, limit, content in row.segments:
+        if start + len(content) < limit <= known:
+            raise Damaged(segment_name(start), len(content))
+        if any(content[limit - start :]):
+            raise Damaged(segment_name(start), limit - start)
+        if limit > replay_from or start == starts[-1]:
+            check_header(start, content, store_id, known)
+    log = Log(file_end=file_end)
+    read_frames(log, row, replay_from, known)
     return log
 
 
-def read_frames(log: Log, segments: Mapping[int, bytes], replay_from: int) -> None:
-    last = max(segments)
-    for start, segment in sorted(segments.items()):
+def check_header(start: int, content: bytes, store_id: int, known: int) -> None:
+    if not header_is_whole(content, start):
+        if known > start:
+            raise Damaged(segment_name(start), 0)
+    elif number(content[8:12]) != 1:
+        raise FromTheFuture
+    elif number(content[16:24]) != store_id:
+        raise Damaged(segment_name(start), 16)
+
+
+def read_frames(log: Log, row: Row, replay_from: int, known: int) -> None:
+    proven = known
+    for start, limit, content in row.behind(replay_from):
+        inside = content[: limit - start]
         offset = max(replay_from - start, 0)
-        while offset < len(segment):
+        while start + offset < limit:
             if offset == 0:
-                good, size = header_is_whole(segment, start), HEADER_SIZE
+                good, size = header_is_whole(inside, start), HEADER_SIZE
+                proven = max(proven, number(inside[32:40])) if good else proven
             else:
-                frame = frame_at(segment, start, offset)
+                frame = frame_at(inside, start, offset)
                 good, size = frame is not None, 0
                 if frame is not None:
-                    log.frames.append((start + offset, frame[1]))
-                    size = FRAME_SIZE + len(frame[1])
+                    unsynced, payload = frame
+                    log.frames.append((start + offset, payload))
+                    size = FRAME_SIZE + len(payload)
+                    proven = max(proven, 0 if unsynced == UNKNOWN else start + offset - unsynced)
             if not good:
-                if start != last or not is_torn(segment, start, offset):
-                    raise Damaged(segment_name(start), offset)
-                log.end = start + offset
+                log.end = end_at(row, start, offset, proven)
                 return
             offset += size
     log.end = log.file_end
+
+
+def end_at(row: Row, start: int, offset: int, proven: int) -> int:
+    """The log's end, if it can end where the first bytes are that aren't whole."""
+    bad = start + offset
+    last, _, content = row.segments[-1]
+    only_zeros = start == last and not any(content[offset:])
+    # Damage is named by the segment that holds the place, which isn't the one that ends there.
+    if bad < proven or not (only_zeros or is_torn(row, bad)):
+        raise Damaged(segment_name(start), offset)
+    return bad
