@@ -152,6 +152,17 @@ cdef inline int put_u64(Buffer* b, uint64_t value) noexcept nogil:
     return 0
 
 
+cdef inline int store_varint(uint8_t* at, uint64_t value) noexcept nogil:
+    """Lay out `value`; `at` has room for 10 bytes. Returns how many it took."""
+    cdef int size = 0
+    while value >= 0x80:
+        at[size] = <uint8_t>(value | 0x80)
+        value >>= 7
+        size += 1
+    at[size] = <uint8_t>value
+    return size + 1
+
+
 cdef inline int put_varint(Buffer* b, uint64_t value) noexcept nogil:
     """LEB128, 1 to 10 bytes."""
     if buffer_reserve(b, 10) < 0:

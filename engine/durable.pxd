@@ -1,7 +1,9 @@
 """Files under the keys: opening, recovery, durability, maintenance, closing.
 
 Invariants: a table never knows more than the log; what `commit` acknowledged is in the log
-file, and with durability `always` on the device; after a failure nothing is served.
+file, and with durability `always` on the device. After a failed sync, or another failure of the disk that may have
+lost something, no write is accepted any more; what memory and tables hold is read on. Without space on the
+disk writes are refused until there is some.
 """
 
 from libc.stdint cimport int64_t, uint64_t
@@ -29,7 +31,9 @@ cdef class DurableKeyspace(ScannedKeyspace):
     cdef bint sync_always
     cdef bint closed
     cdef bint forked                    # this is the child of a fork, whose parent has the store open
-    cdef pthread_mutex_t sync_mutex     # one fdatasync at a time; taken before `mutex` never after it
+    cdef int lacking                    # Shortage bits: which work waits for space on the disk
+    cdef object shortage                # the newest exception behind those
+    cdef double retry_at                # when to try that work again; time.monotonic
     cdef uint64_t clock_bound           # no timestamp at or beyond it has been exposed
     cdef uint64_t log_keep_bytes
     cdef uint64_t memtable_bytes
@@ -40,13 +44,14 @@ cdef class DurableKeyspace(ScannedKeyspace):
     cdef object wake
     cdef object compaction_thread
     cdef object compaction_wake
+    cdef object log_thread
     cdef object snapshots               # a WeakSet of FrozenStore; under the lock
-    cdef object failure                 # the exception behind a sticky failure
+    cdef object failure                 # the exception after which no write is accepted any more
     cdef int64_t last_sync_ms
     cdef uint64_t torn_bytes            # cut off the log's end at the last open
 
     # Make what was appended reach the log file, and the device when durability is `always`.
-    # Call without the lock. After a failure the store stays failed: every later call returns ERR_FAILED.
+    # Call without the lock. After a failure every later call returns ERR_FAILED.
     cdef int commit(self) noexcept nogil
     # The same for a caller that holds the lock, which is let go: one acquisition for an operation and its commit.
     cdef int commit_held(self) noexcept nogil

@@ -2,8 +2,10 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+import errno
 import os
 import threading
+import time
 import weakref
 from dataclasses import replace
 
@@ -27,7 +29,8 @@ from everwrite.threads cimport (
 )
 from everwrite.wal_reader cimport WalReader
 
-from everwrite.errors import ClosedError, ConfigError, CorruptionError, StorageError
+from everwrite.background import new_worker, start_tending
+from everwrite.errors import ClosedError, ConfigError, CorruptionError, ReadOnlyError, StorageError
 from everwrite.files import PosixFiles
 from everwrite.identity import Identity, decode_identity, encode_identity, next_identity
 from everwrite.wal_recovery import open_log
@@ -36,6 +39,13 @@ DURABILITIES = ("always", "interval", "os")
 # A wall clock that steps sends every thread to write IDENTITY at once. One lock for all stores: it is rarely needed.
 _identity_lock = threading.Lock()
 _open_stores = weakref.WeakSet()
+# Before what failed for want of space is tried again.
+RETRY_SECONDS = 1.0
+cdef enum Shortage:
+    NO_SPACE_TO_FLUSH = 1
+    NO_SPACE_TO_COMPACT = 2
+    NO_SPACE_FOR_IDENTITY = 4
+
 cdef enum Tuning:
     CLOCK_AHEAD_MS = 20000       # how far ahead the clock's bound is persisted
     SYNC_INTERVAL_MS = 1000      # durability `interval`
@@ -47,12 +57,8 @@ cdef class DurableKeyspace(ScannedKeyspace):
     """Keys that outlive the process: `Store` adds what goes between stores."""
 
     def __cinit__(self, *args, **kwargs):
-        pthread_mutex_init(&self.sync_mutex, NULL)
         self.closed = True
         self.snapshots = weakref.WeakSet()
-
-    def __dealloc__(self):
-        pthread_mutex_destroy(&self.sync_mutex)
 
     def __init__(
         self,
@@ -97,10 +103,12 @@ cdef class DurableKeyspace(ScannedKeyspace):
         _open_stores.add(self)
         if background:
             self.wake = threading.Event()
-            self.thread = _thread(self, "maintain", self.wake, 0.1)
+            self.thread = new_worker(self, "maintain", self.wake, 0.1)
             # Apart, so that a long compaction doesn't hold up the flush that writers may be waiting for.
             self.compaction_wake = threading.Event()
-            self.compaction_thread = _thread(self, "merge_tables", self.compaction_wake, 1.0)
+            self.compaction_thread = new_worker(self, "merge_tables", self.compaction_wake, 1.0)
+            # Apart from both, so that writers find the next segment of the log ready, whatever else goes on.
+            self.log_thread = start_tending(self, self.wal)
             self.compaction_thread.start()
             self.thread.start()
 
@@ -141,7 +149,14 @@ cdef class DurableKeyspace(ScannedKeyspace):
             vector_load(&self.applied, checkpoint["applied"])
             self.live_keys = checkpoint["live_keys"]
             self.conflicts_lww, self.conflicts_type, self.conflicts_add_remove = checkpoint["conflicts"]
-        opened = open_log(self.files, self._file("wal"), old.log_id, replay_from=start, segment_bytes=segment_bytes)
+        opened = open_log(
+            self.files,
+            self._file("wal"),
+            old.log_id,
+            replay_from=start,
+            durable_to=old.log_end if old.clean else 0,
+            segment_bytes=segment_bytes,
+        )
         self.wal = opened.writer
         self.torn_bytes = opened.dropped_bytes
         if checkpoint is not None:
@@ -252,7 +267,8 @@ cdef class DurableKeyspace(ScannedKeyspace):
         if self.thread is not None:
             self.wake.set()
             self.compaction_wake.set()
-            for thread in (self.thread, self.compaction_thread):
+            self.wal.dismiss()
+            for thread in (self.thread, self.compaction_thread, self.log_thread):
                 if thread is not threading.current_thread():
                     thread.join()
         try:
@@ -260,16 +276,21 @@ cdef class DurableKeyspace(ScannedKeyspace):
                 self._check(self._write_log(True))
                 if self.wal.end - self._flushed_position() > Tuning.INDEX_EVERY:
                     self._freeze()
-                self._flush_frozen()
+                # Without space all is in the log still, and the next open takes it from there.
+                self._attempt(Shortage.NO_SPACE_TO_FLUSH, self._flush_frozen)
                 self.wal.close()
-                with _identity_lock:
-                    self.identity = replace(self.identity, clean=True, log_end=self.wal.end, clock=self.clock.last)
-                    self.files.replace_file(self._file("IDENTITY"), encode_identity(self.identity))
+                self._attempt(Shortage.NO_SPACE_FOR_IDENTITY, self._sign_off)
         finally:
+            self.wal.abandon()
             for snapshot in self._open_snapshots():
                 snapshot.let_go()
             self.lsm.close()
             self.lock_file.release()
+
+    def _sign_off(self):
+        with _identity_lock:
+            self.identity = replace(self.identity, clean=True, log_end=self.wal.end, clock=self.clock.last)
+            self.files.replace_file(self._file("IDENTITY"), encode_identity(self.identity))
 
     def _open_snapshots(self):
         with nogil:
@@ -282,7 +303,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
     def _forked(self):
         """In the child of a fork: the files are the parent's, and whoever held the locks isn't here."""
         ew_recursive_mutex_init(&self.mutex)
-        pthread_mutex_init(&self.sync_mutex, NULL)
+        self.wal.abandon(forked=True)
         self.failed = Status.ERR_CLOSED
         self.closed = True
         self.forked = True
@@ -301,27 +322,37 @@ cdef class DurableKeyspace(ScannedKeyspace):
 
     # ---- durability ----
 
+    cdef int reserve(self, uint64_t size) noexcept nogil:
+        if self.clock.last >= self.clock_bound and not self.refused:
+            # Rare: the wall clock stepped, or the threads are late. Nothing at or beyond the bound may be exposed.
+            with gil:
+                try:
+                    self._attempt(Shortage.NO_SPACE_FOR_IDENTITY, self._extend_clock_bound)
+                except BaseException as error:
+                    self.stop_writing(error)
+        return ScannedKeyspace.reserve(self, size)
+
     cdef int commit(self) noexcept nogil:
-        cdef int status
-        if self.failed:
+        cdef int status = Status.OK
+        if self.failed or self.refused == Status.ERR_FAILED:
             return Status.ERR_FAILED
-        if self.wal.end == self.wal.written and (not self.sync_always or self.wal.durable == self.wal.written):
-            return Status.OK
-        status = self._write_log(self.sync_always)
-        return status if status < 0 else self._tend()
+        if self.wal.end != self.wal.written or (self.sync_always and self.wal.durable < self.wal.written):
+            status = self._write_log(self.sync_always)
+            if status < 0:
+                return status
+        return self._tend()
 
     cdef int commit_held(self) noexcept nogil:
-        cdef int status = Status.ERR_FAILED if self.failed else Status.OK
-        cdef bint appended
-        if self.sync_always:
+        cdef int status = Status.OK
+        if self.failed or self.refused == Status.ERR_FAILED:
+            status = Status.ERR_FAILED
+        elif self.sync_always:
             self.unlock()
             return self.commit()
-        appended = status == Status.OK and not self.atomic and self.wal.end != self.wal.written
-        if appended:
+        elif not self.atomic:
+            # No system call, where the log is mapped.
             status = self.wal.flush()
         self.unlock()
-        if not appended:
-            return status
         if status < 0:
             self._remember_status(status)
             return status
@@ -336,56 +367,87 @@ cdef class DurableKeyspace(ScannedKeyspace):
                 try:
                     self._make_room()
                 except BaseException as error:
-                    self._remember(error)
+                    self.stop_writing(error)
                     status = Status.ERR_FAILED
         return status
 
     cdef int _write_log(self, bint sync) noexcept nogil:
-        cdef uint64_t target
-        cdef int status
-        self.lock()
-        status = self.wal.flush()
-        target = self.wal.written
-        self.unlock()
-        if status >= 0 and sync and self.wal.durable < target:
-            pthread_mutex_lock(&self.sync_mutex)
-            if self.wal.durable < target:
-                status = self.wal.sync()
-            pthread_mutex_unlock(&self.sync_mutex)
+        cdef int status = Status.OK
+        if self.wal.end != self.wal.written:
+            self.lock()
+            status = self.wal.flush()
+            self.unlock()
+        if status >= 0 and sync and self.wal.durable < self.wal.written:
+            status = self.wal.sync()
         if status < 0:
             self._remember_status(status)
         return status
 
     cdef void _remember_status(self, int status) noexcept nogil:
+        # What waits for space in memory is written with what comes next.
+        if status == Status.ERR_READ_ONLY or self.refused == Status.ERR_FAILED:
+            return
         with gil:
             try:
                 check(status)
             except BaseException as error:
-                self._remember(error)
+                self.stop_writing(error)
 
-    def _remember(self, error):
+    def stop_writing(self, error):
+        """Refuse all writes from now on, because of this exception, unless there was one before."""
         # Never retried: after a failed sync nobody knows what the device holds.
         if self.failure is None:
             self.failure = error
-        if not self.failed:
-            self.failed = Status.ERR_FAILED
+        self.refused = Status.ERR_FAILED
+
+    def _attempt(self, int work, job):
+        """Do what writes depend on sooner or later. Without space they are refused until it succeeds."""
+        try:
+            job()
+        except StorageError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.lacking |= work
+            self.shortage = error
+            self.retry_at = time.monotonic() + RETRY_SECONDS
+            if not self.refused:
+                self.refused = Status.ERR_READ_ONLY
+        else:
+            self.lacking &= ~work
+            if not self.lacking and self.refused == Status.ERR_READ_ONLY:
+                self.refused = Status.OK
 
     cdef int _check(self, int status) except? -1:
         if status >= 0:
             return status
         if self.closed and self.failure is None:
             raise ClosedError(f"{self.path}: the store is closed")
-        if self.failed:
+        if status == Status.ERR_READ_ONLY:
+            raise ReadOnlyError(
+                errno.ENOSPC,
+                f"the disk is full ({self._why_read_only(status)}): nothing was changed, and reads go on; "
+                "writes work again by themselves once there is space",
+                self.path,
+            )
+        if self.failed or status == Status.ERR_FAILED:
             if self.failure is None:
                 try:
                     check(status)
                 except BaseException as error:
-                    self._remember(error)
+                    self.stop_writing(error)
             raise StorageError(
-                f"{self.path}: the store stopped serving after a failure ({self.failure}); "
+                f"{self.path}: the store stopped after a failure ({self.failure}): no write is accepted any more; "
                 "close it, mend the cause and open it again"
             ) from self.failure
         return check(status)
+
+    def _why_read_only(self, int status):
+        if self.lacking:
+            return self.shortage
+        try:
+            check(status)
+        except ReadOnlyError as error:
+            return error.filename
 
     cdef int _checked_commit(self, int status) except? -1:
         """Commit what a Python-level operation appended, then turn its status into a result or an exception."""
@@ -415,21 +477,22 @@ cdef class DurableKeyspace(ScannedKeyspace):
     def _make_room(self):
         if self.clock.last >= self.clock_bound:
             self._extend_clock_bound()
-        if not self.lsm.wants_freeze():
+        if not self.lsm.wants_freeze() or self.refused:
             return
         while (
             self.thread is not None
             and not self.failed
+            and not self.refused
             and self.lsm.flushable_bytes() >= Tuning.FROZEN_MAX * self.memtable_bytes
         ):
             # Writers outrun the flush: wait here rather than grow without bound.
             self.wake.set()
             self.thread.join(0.005)
-        if self.closed:
+        if self.closed or self.refused:
             return
         self._freeze()
         if self.thread is None:
-            self._flush_frozen()
+            self._attempt(Shortage.NO_SPACE_TO_FLUSH, self._flush_frozen)
         else:
             self.wake.set()
 
@@ -507,10 +570,17 @@ cdef class DurableKeyspace(ScannedKeyspace):
         """
         cdef int status
         cdef int64_t now = self.clock.now_ms()
-        if self.failed:
+        if self.failed or self.refused == Status.ERR_FAILED:
             return
-        if <uint64_t>(now + Tuning.CLOCK_AHEAD_MS // 2) << 16 >= self.clock_bound:
-            self._extend_clock_bound()
+        if self.lacking and self.thread is not None and time.monotonic() < self.retry_at:
+            return
+        if self.thread is None:
+            self.wal.tend()
+        if (
+            <uint64_t>(now + Tuning.CLOCK_AHEAD_MS // 2) << 16 >= self.clock_bound
+            or self.lacking & Shortage.NO_SPACE_FOR_IDENTITY
+        ):
+            self._attempt(Shortage.NO_SPACE_FOR_IDENTITY, self._extend_clock_bound)
         if self.durability == "interval" and abs(now - self.last_sync_ms) >= Tuning.SYNC_INTERVAL_MS:
             self.last_sync_ms = now
             with nogil:
@@ -519,20 +589,25 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self.unlock()
             with nogil:
                 status = self._write_log(True)
-            self._check(status)
-            self.durable_vector = held
+            if status != Status.ERR_READ_ONLY:
+                self._check(status)
+                self.durable_vector = held
         self._note_position()
         if self.wal.end - self.frozen_at > 2 * self.memtable_bytes or self.lsm.set_aside > SET_ASIDE_MAX:
             # Overwrites don't grow the memory table, but the log that a restart would have to replay.
             # Each read looks into all frozen tables.
             self._freeze()
-        self._flush_frozen()
+        self._attempt(Shortage.NO_SPACE_TO_FLUSH, self._flush_frozen)
         if self.thread is None:
             self.merge_tables()
 
     def merge_tables(self):
         """Merge table files when there are too many. Returns whether there were."""
-        return bool(self.lsm.compact())
+        if self.lacking and self.thread is not None and time.monotonic() < self.retry_at:
+            return False
+        merged = []
+        self._attempt(Shortage.NO_SPACE_TO_COMPACT, lambda: merged.append(self.lsm.compact()))
+        return bool(merged and merged[0])
 
     def compact_all(self, bint keep_log=False):
         """Merge all that is held into one table; cut the log to what recovery needs, unless `keep_log`."""
@@ -549,8 +624,13 @@ cdef class DurableKeyspace(ScannedKeyspace):
 
     @property
     def failed_with(self):
-        """The exception after which this store stopped serving, or None."""
+        """The exception after which this store stopped accepting writes for good, or None."""
         return self.failure
+
+    @property
+    def read_only_because(self):
+        """The exception for want of space after which writes are refused at the moment, or None."""
+        return self.shortage if self.lacking else None
 
 
 def _after_fork_in_child():
@@ -561,26 +641,3 @@ def _after_fork_in_child():
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _thread(store, work, wake, interval):
-    return threading.Thread(
-        target=_background, args=(weakref.ref(store), work, wake, interval), name=f"everwrite-{work}", daemon=True
-    )
-
-
-def _background(reference, work, wake, interval):
-    """A background thread: does `work` every `interval` seconds, until there is none left, while its store is open."""
-    while True:
-        wake.wait(interval)
-        wake.clear()
-        store = reference()
-        if store is None or store.closing():
-            return
-        try:
-            while getattr(store, work)() and not store.closing():
-                pass
-        except BaseException as error:
-            store._remember(error)
-            return
-        del store

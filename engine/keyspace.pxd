@@ -79,6 +79,9 @@ cdef class Keyspace(ElementStore):
     cdef int guard(self, const Change* change) noexcept nogil             # OK, ERR_GUARD, or DUPLICATE
     cdef int merge(self, const Change* change) noexcept nogil
     cdef int apply_change(self, Slice body) noexcept nogil                # load, guard, merge; no logging
+    # Before anything is merged: may updates be made, and does the log have room for a group of changes with `size`
+    # bytes more, length fields included? OK, and logging them can't fail; or the status to refuse with.
+    cdef int reserve(self, uint64_t size) noexcept nogil
     cdef int log_change(self, Slice body) noexcept nogil
     cdef int log_group(self) noexcept nogil
 

@@ -37,6 +37,7 @@ from everwrite.coding cimport (
     reader_left,
     reader_of,
     slice_of,
+    store_varint,
 )
 from everwrite.digest cimport DigestKey, digest_key, head_item, leaf_replace, leaves_new
 from everwrite.join cimport (
@@ -77,6 +78,11 @@ from everwrite.threads cimport (
     pthread_mutex_trylock,
     pthread_mutex_unlock,
 )
+
+
+cdef enum:
+    # What a change needs in the log beside its bytes, at most: the frame's kind, and its length.
+    CHANGE_HEAD_BYTES = 11
 
 
 cdef class Keyspace(ElementStore):
@@ -170,6 +176,9 @@ cdef class Keyspace(ElementStore):
         # What other stores could not take in one batch must not get into the log.
         if self.group.size + self.delta.size > GROUP_BYTES_LIMIT:
             return Status.ERR_TOO_LARGE
+        status = self.reserve(self.delta.size)
+        if status < 0:
+            return status
         status = change_parse(buffer_slice(&self.delta), &change)
         if status < 0:
             return self._fail(Status.ERR_MEMORY)
@@ -190,7 +199,20 @@ cdef class Keyspace(ElementStore):
         self.grouping = False
         return self.log_group()
 
+    cdef int reserve(self, uint64_t size) noexcept nogil:
+        return self.refused if self.refused else self.wal.reserve(self.group.size + size + CHANGE_HEAD_BYTES)
+
     cdef int log_change(self, Slice body) noexcept nogil:
+        cdef Slice parts[2]
+        cdef uint8_t head[CHANGE_HEAD_BYTES]
+        cdef int status
+        if not self.grouping and self.group.size == 0:
+            # Straight from where it is to the log.
+            head[0] = FrameKind.FRAME_CHANGES
+            parts[0] = slice_of(head, 1 + store_varint(head + 1, body.size))
+            parts[1] = body
+            status = self.wal.append_parts(parts, 2)
+            return status if status >= 0 else self._fail(status)
         if self.group.size == 0 and put_u8(&self.group, FrameKind.FRAME_CHANGES) != 0:
             return self._fail(Status.ERR_MEMORY)
         if put_slice(&self.group, body) != 0:

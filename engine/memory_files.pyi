@@ -9,7 +9,9 @@ from everwrite.files import Files, _Path
 class MemoryFiles(Files):
     def fail(
         self,
-        operation: Literal["open", "read", "write", "sync", "truncate", "allocate", "map", "rename", "unlink", "sync_dir"],
+        operation: Literal[
+            "open", "read", "write", "sync", "truncate", "allocate", "map", "rename", "unlink", "sync_dir"
+        ],
         error: int = 5,
         *,
         path: _Path = b"",

@@ -1,4 +1,6 @@
-"""Native mutexes. Never take one of them while waiting for the GIL, nor the GIL while holding one."""
+"""Native mutexes and conditions. Never take one of them while waiting for the GIL, nor the GIL while holding one."""
+
+from libc.stdint cimport int64_t, uint64_t
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -27,3 +29,54 @@ cdef extern from *:
     """
     # One that the thread which holds it may take again.
     int ew_recursive_mutex_init(pthread_mutex_t* mutex) noexcept nogil
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_cond_t:
+        pass
+    int pthread_cond_destroy(pthread_cond_t* condition)
+    int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
+    int pthread_cond_signal(pthread_cond_t* condition)
+    int pthread_cond_broadcast(pthread_cond_t* condition)
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <stdint.h>
+    #include <time.h>
+
+    static inline uint64_t ew_monotonic_ns(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    }
+
+    /* Waits that a wall clock which steps doesn't lengthen. */
+    static inline void ew_cond_init(pthread_cond_t* condition) {
+    #ifdef __APPLE__
+        pthread_cond_init(condition, NULL);
+    #else
+        pthread_condattr_t attributes;
+        pthread_condattr_init(&attributes);
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+        pthread_cond_init(condition, &attributes);
+        pthread_condattr_destroy(&attributes);
+    #endif
+    }
+
+    static inline void ew_cond_wait_ms(pthread_cond_t* condition, pthread_mutex_t* mutex, int64_t milliseconds) {
+        struct timespec until;
+    #ifdef __APPLE__
+        until.tv_sec = (time_t)(milliseconds / 1000);
+        until.tv_nsec = (long)(milliseconds % 1000) * 1000000;
+        pthread_cond_timedwait_relative_np(condition, mutex, &until);
+    #else
+        uint64_t at = ew_monotonic_ns() + (uint64_t)milliseconds * 1000000u;
+        until.tv_sec = (time_t)(at / 1000000000u);
+        until.tv_nsec = (long)(at % 1000000000u);
+        pthread_cond_timedwait(condition, mutex, &until);
+    #endif
+    }
+    """
+    uint64_t ew_monotonic_ns() noexcept nogil
+    void ew_cond_init(pthread_cond_t* condition) noexcept nogil
+    void ew_cond_wait_ms(pthread_cond_t* condition, pthread_mutex_t* mutex, int64_t milliseconds) noexcept nogil

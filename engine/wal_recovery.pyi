@@ -19,6 +19,7 @@ def open_log(
     store_id: int,
     *,
     replay_from: int,
+    durable_to: int = 0,
     segment_bytes: int = ...,
     fresh: bool = False,
 ) -> OpenedLog: ...

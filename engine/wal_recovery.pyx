@@ -173,11 +173,11 @@ cdef class _Found:
         """Check that the segments reach from `replay_from` to `known`, and are this store's."""
         cdef uint64_t tail
         if self.starts[0] > replay_from:
-            _damaged(
-                self.folder, self.starts[0], 0, "the tables rely on the log from before its first segment, which this is"
-            )
+            reason = b"the tables rely on the log from before its first segment, which this is"
+            _damaged(self.folder, self.starts[0], 0, reason)
         if self.file_end < known:
-            _damaged(self.folder, self.last, self.file_end - self.last, "the log ends here, but the tables rely on more of it")
+            reason = b"the log ends here, but the tables rely on more of it"
+            _damaged(self.folder, self.last, self.file_end - self.last, reason)
         for index, start in enumerate(self.starts):
             limit = self.limit_of(index)
             end = start + self.sizes[start]

@@ -16,25 +16,13 @@ After a failed sync, or a write that failed for another reason than space, every
 first failure in `last_fault`. Without space calls return ERR_READ_ONLY, and nothing has changed.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from everwrite.coding cimport Buffer, Slice
 from everwrite.files cimport Files
 from everwrite.status cimport Fault
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
-
-
-cdef struct Segment:
-    uint64_t start         # position of its first byte
-    uint64_t allocated     # so many bytes of the file have their space reserved
-    uint8_t* data          # the mapping; NULL: frames go by write()
-    size_t mapped          # length of the mapping
-    int handle             # negative: sealed, that is durable, cut to its length and closed
+from everwrite.threads cimport pthread_cond_t, pthread_mutex_t
+from everwrite.wal_segment cimport Segment
 
 
 cdef class WalWriter:
@@ -68,7 +56,8 @@ cdef class WalWriter:
     cdef bint _syncing                # a thread is syncing
     cdef bint _closed
     cdef Fault _failure
-    cdef pthread_mutex_t _state       # guards all from _older on, and changes of the positions; never held in a call of _files
+    # Guards all from _older on, and changes of the positions; never held in a call of _files.
+    cdef pthread_mutex_t _state
     cdef pthread_cond_t _synced       # a sync has ended
     cdef pthread_cond_t _work         # there is something for `tend`
 
@@ -89,18 +78,16 @@ cdef class WalWriter:
     # def segments(self) -> [(start, end)]
     # def cut(self, uint64_t position): delete whole segments that end at or before `position`
     # def close(self): flush, sync, cut the last segment to its length, close
-    # def abandon(self): close the files as they are; in the child of a fork they are the parent's
+    # def dismiss(self): nobody waits in `tend` any more
+    # def abandon(self, forked=False): close the files as they are
 
     cdef int _fail(self, int status) noexcept nogil
     cdef int _judge(self, int status) noexcept nogil
     cdef int _refuse(self) noexcept nogil
     cdef int _make_room(self, uint64_t need) noexcept nogil
-    cdef int _grow(self, Segment* segment, uint64_t wanted, uint64_t need) noexcept nogil
-    cdef void _map(self, Segment* segment, uint64_t need) noexcept nogil
     cdef int _roll(self, uint64_t need) noexcept nogil
     cdef int _take_spare(self, uint64_t need, Segment* spare, unsigned int* number) noexcept nogil
     cdef int _make_spare(self, uint64_t need, Segment* spare, unsigned int* number) noexcept nogil
-    cdef void _discard(self, Segment* spare, unsigned int number) noexcept nogil
     cdef int _reserve_older(self) noexcept nogil
     cdef int _sync_all(self, uint64_t wanted) noexcept nogil
     cdef int _sync_held(self, uint64_t wanted) noexcept nogil

@@ -2,15 +2,27 @@
 
 from libc.errno cimport EIO, ENAMETOOLONG
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
 from libc.stdlib cimport free, realloc
 from libc.string cimport memmove, memset
 
 cimport cython
 
 from everwrite.coding cimport Slice, buffer_free, buffer_init, buffer_reserve, slice_of
-from everwrite.files cimport Files, OpenMode, out_of_space, set_errno
+from everwrite.files cimport Files, out_of_space, set_errno
 from everwrite.status cimport Status, check, fault_io, last_fault
+from everwrite.threads cimport (
+    ew_cond_init,
+    ew_cond_wait_ms,
+    ew_monotonic_ns,
+    pthread_cond_broadcast,
+    pthread_cond_destroy,
+    pthread_cond_signal,
+    pthread_cond_wait,
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
 from everwrite.wal_format cimport (
     WAL_FRAME_BYTES,
     WAL_HEADER_BYTES,
@@ -20,62 +32,15 @@ from everwrite.wal_format cimport (
     wal_put_frame,
     wal_put_header,
 )
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
-    int pthread_cond_destroy(pthread_cond_t* condition)
-    int pthread_cond_wait(pthread_cond_t* condition, pthread_mutex_t* mutex)
-    int pthread_cond_signal(pthread_cond_t* condition)
-    int pthread_cond_broadcast(pthread_cond_t* condition)
+from everwrite.wal_segment cimport Segment, segment_discard, segment_grow, segment_make, segment_map
+from everwrite.wal_segment cimport segment_release, spare_path
 
 cdef extern from *:
     """
-    #include <pthread.h>
     #include <stdint.h>
-    #include <time.h>
-
-    static uint64_t ew_monotonic_ns(void) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-    }
-
-    /* Waits that a wall clock which steps doesn't lengthen. */
-    static void ew_cond_init(pthread_cond_t* condition) {
-    #ifdef __APPLE__
-        pthread_cond_init(condition, NULL);
-    #else
-        pthread_condattr_t attributes;
-        pthread_condattr_init(&attributes);
-        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-        pthread_cond_init(condition, &attributes);
-        pthread_condattr_destroy(&attributes);
-    #endif
-    }
-
-    static void ew_cond_wait_ms(pthread_cond_t* condition, pthread_mutex_t* mutex, int64_t milliseconds) {
-        struct timespec until;
-    #ifdef __APPLE__
-        until.tv_sec = (time_t)(milliseconds / 1000);
-        until.tv_nsec = (long)(milliseconds % 1000) * 1000000;
-        pthread_cond_timedwait_relative_np(condition, mutex, &until);
-    #else
-        uint64_t at = ew_monotonic_ns() + (uint64_t)milliseconds * 1000000u;
-        until.tv_sec = (time_t)(at / 1000000000u);
-        until.tv_nsec = (long)(at % 1000000000u);
-        pthread_cond_timedwait(condition, mutex, &until);
-    #endif
-    }
-
     /* Readers on other threads may look at what lies below a position as soon as they see it. */
     static void ew_raise(uint64_t* position, uint64_t value) { __atomic_store_n(position, value, __ATOMIC_RELEASE); }
     """
-    uint64_t ew_monotonic_ns() noexcept nogil
-    void ew_cond_init(pthread_cond_t* condition) noexcept nogil
-    void ew_cond_wait_ms(pthread_cond_t* condition, pthread_mutex_t* mutex, int64_t milliseconds) noexcept nogil
     void ew_raise(uint64_t* position, uint64_t value) noexcept nogil
 
 cdef enum:
@@ -119,7 +84,7 @@ cdef class WalWriter:
         self._current.handle = handle
         self._current.start = max(starts)
         self._current.allocated = end - self._current.start
-        self._map(&self._current, 0)
+        segment_map(self._files, &self._current, self._segment_bytes)
         for start in starts[: len(starts) - 1]:
             check(self._reserve_older())
             memset(&self._older[self._older_count], 0, sizeof(Segment))
@@ -232,7 +197,9 @@ cdef class WalWriter:
             offset = self.end - self._current.start
         if status == Status.OK and offset + need > self._current.allocated:
             wanted = min(max(2 * self._current.allocated, <uint64_t>FIRST_STEP_BYTES), self._segment_bytes)
-            status = self._judge(self._grow(&self._current, max(wanted, offset + need), offset + need))
+            status = self._judge(
+                segment_grow(self._files, &self._current, max(wanted, offset + need), offset + need)
+            )
         if status < 0:
             return status
         self._limit = self._current.allocated
@@ -246,60 +213,15 @@ cdef class WalWriter:
             pthread_mutex_unlock(&self._state)
         return Status.OK
 
-    cdef void _map(self, Segment* segment, uint64_t need) noexcept nogil:
-        segment.mapped = max(self._segment_bytes, max(segment.allocated, need))
-        segment.data = self._files.map(segment.handle, segment.mapped)
-
-    cdef int _grow(self, Segment* segment, uint64_t wanted, uint64_t need) noexcept nogil:
-        """Reserve `wanted` bytes of the file, or at least `need`."""
-        cdef bint remap = segment.data != NULL and wanted > segment.mapped
-        cdef int status
-        if remap:
-            # Only one frame that is larger than a segment comes here, into a segment without any.
-            self._files.unmap(segment.data, segment.mapped)
-        status = self._files.allocate(segment.handle, wanted)
-        if status == Status.ERR_IO and out_of_space() and need < wanted:
-            wanted = need
-            status = self._files.allocate(segment.handle, wanted)
-        if status == Status.OK:
-            segment.allocated = wanted
-        if remap:
-            self._map(segment, wanted)
-        return status
-
     cdef int _make_spare(self, uint64_t need, Segment* spare, unsigned int* number) noexcept nogil:
         """Make a file that may become the next segment, with `need` bytes reserved."""
-        cdef char path[WAL_PATH_BYTES]
-        cdef int status
+        cdef uint64_t wanted = max(need, min(<uint64_t>FIRST_STEP_BYTES, self._segment_bytes))
+        cdef uint64_t reach = max(need, self._segment_bytes)
         pthread_mutex_lock(&self._state)
         number[0] = self._spares_named
         self._spares_named += 1
         pthread_mutex_unlock(&self._state)
-        memset(spare, 0, sizeof(Segment))
-        _spare_path(path, self._folder_path, number[0])
-        status = spare.handle = self._files.open(path, OpenMode.OPEN_FRESH)
-        if status < 0:
-            return status
-        status = self._grow(spare, max(need, min(<uint64_t>FIRST_STEP_BYTES, self._segment_bytes)), need)
-        if status < 0:
-            self._discard(spare, number[0])
-            return status
-        self._map(spare, need)
-        return Status.OK
-
-    cdef void _discard(self, Segment* spare, unsigned int number) noexcept nogil:
-        cdef char path[WAL_PATH_BYTES]
-        cdef int error_number = last_fault().error_number
-        if spare.data != NULL:
-            self._files.unmap(spare.data, spare.mapped)
-        if spare.handle >= 0:
-            self._files.close(spare.handle)
-        spare.data = NULL
-        spare.handle = -1
-        _spare_path(path, self._folder_path, number)
-        # What is left behind, the next open removes; the first failure is the one to report.
-        self._files.unlink(path)
-        last_fault().error_number = error_number
+        return segment_make(self._files, self._folder_path, number[0], wanted, need, reach, spare)
 
     cdef int _take_spare(self, uint64_t need, Segment* spare, unsigned int* number) noexcept nogil:
         cdef bint ready
@@ -318,9 +240,9 @@ cdef class WalWriter:
             return self._make_spare(need, spare, number)
         if spare.allocated >= need:
             return Status.OK
-        status = self._grow(spare, need, need)
+        status = segment_grow(self._files, spare, need, need)
         if status < 0:
-            self._discard(spare, number[0])
+            segment_discard(self._files, self._folder_path, number[0], spare)
         return status
 
     cdef int _reserve_older(self) noexcept nogil:
@@ -339,7 +261,7 @@ cdef class WalWriter:
     cdef int _roll(self, uint64_t need) noexcept nogil:
         """Go over to the next segment, at `end`. The old one is left to `tend` and `sync`."""
         cdef char path[WAL_PATH_BYTES]
-        cdef char spare_path[WAL_PATH_BYTES]
+        cdef char made[WAL_PATH_BYTES]
         cdef uint8_t header[WAL_HEADER_BYTES]
         cdef Segment spare
         cdef unsigned int number = 0
@@ -365,9 +287,9 @@ cdef class WalWriter:
             status = self._reserve_older()
             pthread_mutex_unlock(&self._state)
         if status == Status.OK:
-            _spare_path(spare_path, self._folder_path, number)
+            spare_path(made, self._folder_path, number)
             # Only now, so that no segment of a process that was killed lacks its header.
-            status = self._files.rename(spare_path, path)
+            status = self._files.rename(made, path)
         if status == Status.OK:
             pthread_mutex_lock(&self._state)
             self._older[self._older_count] = self._current
@@ -380,7 +302,7 @@ cdef class WalWriter:
             pthread_mutex_unlock(&self._state)
             return Status.OK
         status = self._judge(status)
-        self._discard(&spare, number)
+        segment_discard(self._files, self._folder_path, number, &spare)
         return status
 
     # ---- syncing ----
@@ -518,7 +440,7 @@ cdef class WalWriter:
                 self._spare_wanted = False
             pthread_mutex_unlock(&self._state)
             if status == Status.OK and not making:
-                self._discard(&spare, number)
+                segment_discard(self._files, self._folder_path, number, &spare)
             status = Status.OK
         if sealing:
             status = self._sync_all(0)
@@ -617,7 +539,7 @@ cdef class WalWriter:
             pthread_mutex_unlock(&self._state)
             if self._spare_ready:
                 self._spare_ready = False
-                self._discard(&self._spare, self._spare_number)
+                segment_discard(self._files, self._folder_path, self._spare_number, &self._spare)
             if self._current.data != NULL:
                 self._files.unmap(self._current.data, self._current.mapped)
                 self._current.data = NULL
@@ -630,12 +552,23 @@ cdef class WalWriter:
             pthread_mutex_unlock(&self._state)
         check(status)
 
-    def abandon(self):
-        """In the child of a fork: let go of the files as they are; they, and the threads, are the parent's."""
-        pthread_mutex_init(&self._state, NULL)
-        ew_cond_init(&self._synced)
-        ew_cond_init(&self._work)
-        self._syncing = False
+    def dismiss(self):
+        """Send whoever waits in `tend` home; it does nothing from now on."""
+        pthread_mutex_lock(&self._state)
+        self._closed = True
+        pthread_cond_broadcast(&self._work)
+        pthread_mutex_unlock(&self._state)
+
+    def abandon(self, bint forked=False):
+        """Let go of the files as they are; once more is fine.
+
+        `forked`: in the child, where they, and whoever held the locks, are the parent's.
+        """
+        if forked:
+            pthread_mutex_init(&self._state, NULL)
+            ew_cond_init(&self._synced)
+            ew_cond_init(&self._work)
+            self._syncing = False
         self._closed = True
         self._release_files()
 
@@ -643,26 +576,9 @@ cdef class WalWriter:
         """Unmap and close everything."""
         cdef size_t i
         for i in range(self._sealed, self._older_count):
-            if self._older[i].data != NULL:
-                self._files.unmap(self._older[i].data, self._older[i].mapped)
-            if self._older[i].handle >= 0:
-                self._files.close(self._older[i].handle)
-            self._older[i].data = NULL
-            self._older[i].handle = -1
-        if self._current.data != NULL:
-            self._files.unmap(self._current.data, self._current.mapped)
-        if self._current.handle >= 0:
-            self._files.close(self._current.handle)
-        if self._spare.data != NULL:
-            self._files.unmap(self._spare.data, self._spare.mapped)
-        if self._spare.handle >= 0:
-            self._files.close(self._spare.handle)
-        self._current.data = self._spare.data = NULL
-        self._current.handle = self._spare.handle = -1
-
-
-cdef void _spare_path(char* path, const char* folder, unsigned int number) noexcept nogil:
-    snprintf(path, WAL_PATH_BYTES, "%s/%u.spare", folder, number)
+            segment_release(self._files, &self._older[i])
+        segment_release(self._files, &self._current)
+        segment_release(self._files, &self._spare)
 
 
 cdef WalWriter new_writer(Files files, bytes folder, uint64_t store_id, uint64_t segment_bytes):

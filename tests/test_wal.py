@@ -1,7 +1,6 @@
 """The write-ahead log: writing, reading beside the writer, rolling, cutting, failing."""
 
 import errno
-import os
 import random
 import threading
 from collections.abc import Iterator
@@ -426,7 +425,7 @@ def test_a_small_log_is_small(tmp_path: Path) -> None:
         assert log.writer.end <= segment.stat().st_size <= max(2 * log.writer.end, 1 << 16)
     assert sizes == {1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 21}
     log.writer.tend()
-    assert os.listdir(tmp_path) == [segment.name], "nothing is made ahead for a small log"
+    assert list(tmp_path.iterdir()) == [segment], "nothing is made ahead for a small log"
     log.writer.close()
     assert segment.stat().st_size == log.writer.end
     assert len(segment.read_bytes()) == 64 + 200 * 10_020

@@ -214,7 +214,10 @@ def test_reserved_space_is_no_tail() -> None:
     last = max(sample.folder)
     end = sample.frames[-1][0] + wal_twin.FRAME_SIZE + len(sample.frames[-1][1])
     for size in (0, 1, 19, 100, 512, 5000, 1_100_000):
-        folder = {**sample.folder, last: sample.folder[last].rstrip(b"\0").ljust(end - int(last[:16], 16) + size, b"\0")}
+        folder = {
+            **sample.folder,
+            last: sample.folder[last].rstrip(b"\0").ljust(end - int(last[:16], 16) + size, b"\0"),
+        }
         files = disk_of(folder)
         log = opened(files)
         assert (log.writer.end, log.dropped_bytes) == (end, 0)
@@ -286,7 +289,7 @@ def test_what_was_never_synced_may_be_lost_in_any_order() -> None:
 
 
 def test_one_frame_proves_the_segments_before_it() -> None:
-    folder, frames = unsealed_log()
+    folder, _ = unsealed_log()
     files = disk_of(folder)
     log = opened(files)
     log.writer.extend([b"later"])

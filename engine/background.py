@@ -1,0 +1,64 @@
+"""The threads of an open store. They live as long as it is open, and don't keep it alive."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from everwrite.store import Store
+    from everwrite.wal_writer import WalWriter
+
+__all__ = ["new_worker", "start_tending"]
+
+# How long the log's thread waits at most before it looks whether its store is still there.
+_TEND_MS = 1000
+
+
+def new_worker(store: Store, work: str, wake: threading.Event, interval: float) -> threading.Thread:
+    """A thread, not started yet, that calls the store's method `work` every `interval` seconds, or when woken.
+
+    It goes on as long as that answers that there is more to do. An exception ends it, and is the store's failure.
+    """
+    arguments = (weakref.ref(store), work, wake, interval)
+    return threading.Thread(target=_work, args=arguments, name=f"everwrite-{work}", daemon=True)
+
+
+def _work(reference: weakref.ref[Store], work: str, wake: threading.Event, interval: float) -> None:
+    while True:
+        wake.wait(interval)
+        wake.clear()
+        store = reference()
+        if store is None or store.closing():
+            return
+        try:
+            while getattr(store, work)() and not store.closing():
+                pass
+        except BaseException as error:
+            store.stop_writing(error)
+            return
+        del store
+
+
+def start_tending(store: Store, wal: WalWriter) -> threading.Thread:
+    """Start the thread that makes segments of the log ahead and seals full ones."""
+    thread = threading.Thread(target=_tend, args=(weakref.ref(store), wal), name="everwrite-log", daemon=True)
+    thread.start()
+    return thread
+
+
+def _tend(reference: weakref.ref[Store], wal: WalWriter) -> None:
+    while True:
+        store = reference()
+        if store is None or store.closing():
+            return
+        # Not held while waiting: a store that nobody refers to goes.
+        del store
+        try:
+            wal.tend(_TEND_MS)
+        except BaseException as error:
+            store = reference()
+            if store is not None:
+                store.stop_writing(error)
+            return
