@@ -42,9 +42,9 @@ def test_a_store_that_hides_a_failure_is_noticed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Run, "do", lie)
     steps = make_fault_steps(1, STEPS)
     noticed = 0
-    for at in range(1, count_calls(1, "always", STEPS)["write"]):
+    for at in range(1, count_calls(1, "always", STEPS)["sync"]):
         try:
-            FaultyRun(steps, make_options(1, "always"), Saboteur("write", 5, at), "power").go()
+            FaultyRun(steps, make_options(1, "always"), Saboteur("sync", 5, at), "power").go()
         except Broken:
             noticed += 1
     assert noticed > STEPS / 4
