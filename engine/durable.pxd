@@ -9,8 +9,7 @@ disk writes are refused until there is some.
 from libc.stdint cimport int64_t, uint64_t
 
 from everwrite.coding cimport Slice
-from everwrite.scans cimport ScannedKeyspace
-from everwrite.threads cimport pthread_mutex_t
+from everwrite.refusals cimport RefusingKeyspace
 from everwrite.wal_reader cimport WalReader
 
 
@@ -20,20 +19,15 @@ cdef enum:
     SET_ASIDE_URGENT = 256
 
 
-cdef class DurableKeyspace(ScannedKeyspace):
+cdef class DurableKeyspace(RefusingKeyspace):
     cdef object __weakref__
-    cdef readonly object path
     cdef readonly object durability
     cdef readonly uint64_t store_id
     cdef readonly object files
     cdef object lock_file
     cdef readonly object identity
     cdef bint sync_always
-    cdef bint closed
     cdef bint forked                    # this is the child of a fork, whose parent has the store open
-    cdef int lacking                    # Shortage bits: which work waits for space on the disk
-    cdef object shortage                # the newest exception behind those
-    cdef double retry_at                # when to try that work again; time.monotonic
     cdef uint64_t clock_bound           # no timestamp at or beyond it has been exposed
     cdef uint64_t log_keep_bytes
     cdef uint64_t memtable_bytes
@@ -46,7 +40,6 @@ cdef class DurableKeyspace(ScannedKeyspace):
     cdef object compaction_wake
     cdef object log_thread
     cdef object snapshots               # a WeakSet of FrozenStore; under the lock
-    cdef object failure                 # the exception after which no write is accepted any more
     cdef int64_t last_sync_ms
     cdef uint64_t torn_bytes            # cut off the log's end at the last open
 
@@ -62,7 +55,6 @@ cdef class DurableKeyspace(ScannedKeyspace):
     cdef int _replay_frame(self, Slice payload) noexcept nogil
     cdef object _freeze(self)
     cdef object _note_position(self)
-    cdef int _check(self, int status) except? -1
     cdef int _checked_commit(self, int status) except? -1
     cdef int _checked_release(self, int status) except? -1
     cdef int _settle(self, int status, int committed) except? -1

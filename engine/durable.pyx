@@ -2,7 +2,6 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
-import errno
 import os
 import threading
 import time
@@ -16,21 +15,15 @@ from everwrite.change cimport Change, change_check, change_parse
 from everwrite.clock cimport Dot, HybridClock, vector_dict, vector_load, vector_raise
 from everwrite.coding cimport Reader, Slice, get_slice, get_u8, get_u64, get_varint, reader_left, reader_of, slice_of
 from everwrite.digest cimport leaves_bytes, leaves_load
-from everwrite.scans cimport ScannedKeyspace
+from everwrite.refusals cimport NO_SPACE_FOR_IDENTITY, NO_SPACE_TO_COMPACT, NO_SPACE_TO_FLUSH, RefusingKeyspace
 from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_STATE
 from everwrite.lsm cimport Lsm
 from everwrite.status cimport Status, check, fault_corrupt
-from everwrite.threads cimport (
-    ew_recursive_mutex_init,
-    pthread_mutex_destroy,
-    pthread_mutex_init,
-    pthread_mutex_lock,
-    pthread_mutex_unlock,
-)
+from everwrite.threads cimport ew_recursive_mutex_init
 from everwrite.wal_reader cimport WalReader
 
 from everwrite.background import new_worker, start_tending
-from everwrite.errors import ClosedError, ConfigError, CorruptionError, ReadOnlyError, StorageError
+from everwrite.errors import ConfigError, CorruptionError, StorageError
 from everwrite.files import PosixFiles
 from everwrite.identity import Identity, decode_identity, encode_identity, next_identity
 from everwrite.wal_recovery import open_log
@@ -39,13 +32,6 @@ DURABILITIES = ("always", "interval", "os")
 # A wall clock that steps sends every thread to write IDENTITY at once. One lock for all stores: it is rarely needed.
 _identity_lock = threading.Lock()
 _open_stores = weakref.WeakSet()
-# Before what failed for want of space is tried again.
-RETRY_SECONDS = 1.0
-cdef enum Shortage:
-    NO_SPACE_TO_FLUSH = 1
-    NO_SPACE_TO_COMPACT = 2
-    NO_SPACE_FOR_IDENTITY = 4
-
 cdef enum Tuning:
     CLOCK_AHEAD_MS = 20000       # how far ahead the clock's bound is persisted
     SYNC_INTERVAL_MS = 1000      # durability `interval`
@@ -53,7 +39,7 @@ cdef enum Tuning:
     FROZEN_MAX = 2               # full memory tables that are frozen before writers wait for the flush
 
 
-cdef class DurableKeyspace(ScannedKeyspace):
+cdef class DurableKeyspace(RefusingKeyspace):
     """Keys that outlive the process: `Store` adds what goes between stores."""
 
     def __cinit__(self, *args, **kwargs):
@@ -277,9 +263,9 @@ cdef class DurableKeyspace(ScannedKeyspace):
                 if self.wal.end - self._flushed_position() > Tuning.INDEX_EVERY:
                     self._freeze()
                 # Without space all is in the log still, and the next open takes it from there.
-                self._attempt(Shortage.NO_SPACE_TO_FLUSH, self._flush_frozen)
+                self._attempt(NO_SPACE_TO_FLUSH, self._flush_frozen)
                 self.wal.close()
-                self._attempt(Shortage.NO_SPACE_FOR_IDENTITY, self._sign_off)
+                self._attempt(NO_SPACE_FOR_IDENTITY, self._sign_off)
         finally:
             self.wal.abandon()
             for snapshot in self._open_snapshots():
@@ -327,10 +313,10 @@ cdef class DurableKeyspace(ScannedKeyspace):
             # Rare: the wall clock stepped, or the threads are late. Nothing at or beyond the bound may be exposed.
             with gil:
                 try:
-                    self._attempt(Shortage.NO_SPACE_FOR_IDENTITY, self._extend_clock_bound)
+                    self._attempt(NO_SPACE_FOR_IDENTITY, self._extend_clock_bound)
                 except BaseException as error:
                     self.stop_writing(error)
-        return ScannedKeyspace.reserve(self, size)
+        return RefusingKeyspace.reserve(self, size)
 
     cdef int commit(self) noexcept nogil:
         cdef int status = Status.OK
@@ -344,12 +330,10 @@ cdef class DurableKeyspace(ScannedKeyspace):
 
     cdef int commit_held(self) noexcept nogil:
         cdef int status = Status.OK
-        if self.failed or self.refused == Status.ERR_FAILED:
-            status = Status.ERR_FAILED
-        elif self.sync_always:
+        if self.sync_always or self.failed or self.refused == Status.ERR_FAILED:
             self.unlock()
             return self.commit()
-        elif not self.atomic:
+        if not self.atomic:
             # No system call, where the log is mapped.
             status = self.wal.flush()
         self.unlock()
@@ -392,62 +376,6 @@ cdef class DurableKeyspace(ScannedKeyspace):
                 check(status)
             except BaseException as error:
                 self.stop_writing(error)
-
-    def stop_writing(self, error):
-        """Refuse all writes from now on, because of this exception, unless there was one before."""
-        # Never retried: after a failed sync nobody knows what the device holds.
-        if self.failure is None:
-            self.failure = error
-        self.refused = Status.ERR_FAILED
-
-    def _attempt(self, int work, job):
-        """Do what writes depend on sooner or later. Without space they are refused until it succeeds."""
-        try:
-            job()
-        except StorageError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            self.lacking |= work
-            self.shortage = error
-            self.retry_at = time.monotonic() + RETRY_SECONDS
-            if not self.refused:
-                self.refused = Status.ERR_READ_ONLY
-        else:
-            self.lacking &= ~work
-            if not self.lacking and self.refused == Status.ERR_READ_ONLY:
-                self.refused = Status.OK
-
-    cdef int _check(self, int status) except? -1:
-        if status >= 0:
-            return status
-        if self.closed and self.failure is None:
-            raise ClosedError(f"{self.path}: the store is closed")
-        if status == Status.ERR_READ_ONLY:
-            raise ReadOnlyError(
-                errno.ENOSPC,
-                f"the disk is full ({self._why_read_only(status)}): nothing was changed, and reads go on; "
-                "writes work again by themselves once there is space",
-                self.path,
-            )
-        if self.failed or status == Status.ERR_FAILED:
-            if self.failure is None:
-                try:
-                    check(status)
-                except BaseException as error:
-                    self.stop_writing(error)
-            raise StorageError(
-                f"{self.path}: the store stopped after a failure ({self.failure}): no write is accepted any more; "
-                "close it, mend the cause and open it again"
-            ) from self.failure
-        return check(status)
-
-    def _why_read_only(self, int status):
-        if self.lacking:
-            return self.shortage
-        try:
-            check(status)
-        except ReadOnlyError as error:
-            return error.filename
 
     cdef int _checked_commit(self, int status) except? -1:
         """Commit what a Python-level operation appended, then turn its status into a result or an exception."""
@@ -492,7 +420,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
             return
         self._freeze()
         if self.thread is None:
-            self._attempt(Shortage.NO_SPACE_TO_FLUSH, self._flush_frozen)
+            self._attempt(NO_SPACE_TO_FLUSH, self._flush_frozen)
         else:
             self.wake.set()
 
@@ -578,9 +506,9 @@ cdef class DurableKeyspace(ScannedKeyspace):
             self.wal.tend()
         if (
             <uint64_t>(now + Tuning.CLOCK_AHEAD_MS // 2) << 16 >= self.clock_bound
-            or self.lacking & Shortage.NO_SPACE_FOR_IDENTITY
+            or self.lacking & NO_SPACE_FOR_IDENTITY
         ):
-            self._attempt(Shortage.NO_SPACE_FOR_IDENTITY, self._extend_clock_bound)
+            self._attempt(NO_SPACE_FOR_IDENTITY, self._extend_clock_bound)
         if self.durability == "interval" and abs(now - self.last_sync_ms) >= Tuning.SYNC_INTERVAL_MS:
             self.last_sync_ms = now
             with nogil:
@@ -597,7 +525,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
             # Overwrites don't grow the memory table, but the log that a restart would have to replay.
             # Each read looks into all frozen tables.
             self._freeze()
-        self._attempt(Shortage.NO_SPACE_TO_FLUSH, self._flush_frozen)
+        self._attempt(NO_SPACE_TO_FLUSH, self._flush_frozen)
         if self.thread is None:
             self.merge_tables()
 
@@ -606,7 +534,7 @@ cdef class DurableKeyspace(ScannedKeyspace):
         if self.lacking and self.thread is not None and time.monotonic() < self.retry_at:
             return False
         merged = []
-        self._attempt(Shortage.NO_SPACE_TO_COMPACT, lambda: merged.append(self.lsm.compact()))
+        self._attempt(NO_SPACE_TO_COMPACT, lambda: merged.append(self.lsm.compact()))
         return bool(merged and merged[0])
 
     def compact_all(self, bint keep_log=False):
@@ -621,16 +549,6 @@ cdef class DurableKeyspace(ScannedKeyspace):
     def closing(self):
         """Whether `close` was called."""
         return bool(self.closed)
-
-    @property
-    def failed_with(self):
-        """The exception after which this store stopped accepting writes for good, or None."""
-        return self.failure
-
-    @property
-    def read_only_because(self):
-        """The exception for want of space after which writes are refused at the moment, or None."""
-        return self.shortage if self.lacking else None
 
 
 def _after_fork_in_child():
