@@ -17,7 +17,7 @@ from everwrite.coding cimport (
     Buffer, Reader, Slice, buffer_free, buffer_init, buffer_slice, get_slice, put_bytes, put_u8, put_u64, put_varint,
     reader_left, reader_of, slice_of,
 )
-from everwrite.keyspace cimport DUPLICATE, FRAME_CLAIM, FRAME_STATE
+from everwrite.keyspace cimport CHANGE_HEAD_BYTES, DUPLICATE, FRAME_CLAIM, FRAME_STATE
 from everwrite.state cimport head_context
 from everwrite.status cimport Status
 
@@ -188,6 +188,7 @@ cdef class InboundKeyspace(AsideKeyspace):
     def _accept_claim(self, envelope):
         cdef Buffer frame
         cdef int failed
+        self._check(self.reserve(32 + 16 * len(envelope.spans)))
         buffer_init(&frame)
         failed = put_u8(&frame, FRAME_CLAIM) | put_varint(&frame, len(envelope.spans))
         for span in envelope.spans:
@@ -344,6 +345,10 @@ cdef class InboundKeyspace(AsideKeyspace):
                 status = self._group_fits(body[0])
                 if status != 1:
                     return Status.ERR_GUARD if status == 0 else status
+            # With room in the log for all of it, or none is applied.
+            status = self.reserve(body[0].size)
+            if status < 0:
+                return status
             self.batch_begin()
             status = self._apply_group(body[0], reader_left(&group) == 0)
             if status < 0:
@@ -353,7 +358,9 @@ cdef class InboundKeyspace(AsideKeyspace):
     cdef int _apply_with_states(self, Slice body, list states) except? -1:
         """One frame for all of it: neither a reader nor a crash gets between the states and the changes."""
         cdef Slice state
-        cdef int status
+        cdef int status = self.reserve(body.size + sum(len(each) + CHANGE_HEAD_BYTES for each in states))
+        if status < 0:
+            return status
         self.batch_begin()
         for each in states:
             state = slice_of(<const uint8_t*><bytes>each, len(each))
@@ -438,7 +445,9 @@ cdef class InboundKeyspace(AsideKeyspace):
         return status
 
     cdef int _apply_state(self, Slice body) noexcept nogil:
-        cdef int status = self.apply_change(body)
+        cdef int status = self.reserve(body.size)
+        if status >= 0:
+            status = self.apply_change(body)
         if status >= 0:
             self.group.size = 0
             status = put_u8(&self.group, FRAME_STATE) | put_bytes(&self.group, body.data, body.size)

@@ -28,6 +28,10 @@ cdef enum:
     # Updates that are logged together, encoded. Below what a batch may hold (batch.MAX_BATCH_BODY).
     GROUP_BYTES_LIMIT = 144 << 20
 
+cdef enum:
+    # What a change needs in the log beside its bytes, at most: the frame's kind, and its length.
+    CHANGE_HEAD_BYTES = 11
+
 cdef enum Merge:
     MERGED = 0
     DUPLICATE = 1          # the context covers it already

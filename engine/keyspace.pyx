@@ -80,11 +80,6 @@ from everwrite.threads cimport (
 )
 
 
-cdef enum:
-    # What a change needs in the log beside its bytes, at most: the frame's kind, and its length.
-    CHANGE_HEAD_BYTES = 11
-
-
 cdef class Keyspace(ElementStore):
     """The states of all keys; `TypedKeyspace` adds the typed operations, `Store` files and threads."""
 

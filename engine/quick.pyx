@@ -216,6 +216,9 @@ cdef class QuickKeyspace(TypedKeyspace):
         # What can fail comes first.
         if buffer_reserve(group, size + 8) < 0:
             return Status.ERR_MEMORY
+        status = self.reserve(size)
+        if status < 0:
+            return status
         status = memtable_put_at(self.lsm.active, plain.entry, plain.key_hash, plain.name, head)
         if status < 0:
             return status

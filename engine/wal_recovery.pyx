@@ -181,7 +181,7 @@ cdef class _Found:
         for index, start in enumerate(self.starts):
             limit = self.limit_of(index)
             end = start + self.sizes[start]
-            if end < limit <= known:
+            if end < min(limit, known):
                 _damaged(self.folder, start, end - start, "the segment ends before the next one begins")
             if end > limit:
                 with self.open(start) as file:

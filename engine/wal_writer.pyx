@@ -49,7 +49,7 @@ cdef enum:
     # A segment's file grows by doubling from here, so that a small store's log is small.
     FIRST_STEP_BYTES = 1 << 16
     # Full segments that wait to be synced, before whoever begins another one helps: they bound what a restart reads.
-    UNSEALED_MAX = 4
+    UNSEALED_MAX = 16
 
 
 # A collector that cleared the reference to the files first would leave __dealloc__ unable to close.
@@ -267,7 +267,10 @@ cdef class WalWriter:
         cdef unsigned int number = 0
         cdef int status = self.flush()
         if status == Status.OK and self._older_count - self._sealed >= UNSEALED_MAX:
-            status = self._sync_all(0)
+            # The caller may hold the GIL, for which whoever syncs may wait.
+            with gil:
+                with nogil:
+                    status = self._sync_all(0)
         if status < 0:
             return status
         if wal_path(path, self._folder_path, self.end) < 0:

@@ -442,13 +442,14 @@ def test_a_closed_store_refuses_everything(tmp_path):
         assert len(again) == 2000
 
 
-def test_after_a_failed_write_nothing_is_served(tmp_path):
+def test_after_a_failed_write_no_other_is_accepted(tmp_path):
     files = MemoryFiles()
-    db = everwrite.open("/db", "os", files=files)
+    db = everwrite.open("/db", "os", files=files, background=False)
     db[b"k"] = b"v"
-    files.fail("write", errno.EIO)
+    files.fail("allocate", errno.EIO)
     with pytest.raises(everwrite.StorageError):
-        db.put_many((b"%d" % i, b"v" * 1000) for i in range(100_000))
-    with pytest.raises(everwrite.StorageError):
+        db.put_many((b"%d" % i, b"v" * 1000) for i in range(1000))
+    with pytest.raises(everwrite.StorageError, match="no write is accepted any more"):
         db[b"k"] = b"w"
+    assert db[b"k"] == b"v"
     db.close()

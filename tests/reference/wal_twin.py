@@ -160,7 +160,7 @@ def read_log(folder: Mapping[str, bytes], store_id: int, replay_from: int, durab
     if file_end < known:
         raise Damaged(segment_name(starts[-1]), len(contents[-1]))
     for start, limit, content in row.segments:
-        if start + len(content) < limit <= known:
+        if start + len(content) < min(limit, known):
             raise Damaged(segment_name(start), len(content))
         if any(content[limit - start :]):
             raise Damaged(segment_name(start), limit - start)
