@@ -88,6 +88,7 @@ cdef class Keyspace(ElementStore):
     cdef int reserve(self, uint64_t size) noexcept nogil
     cdef int log_change(self, Slice body) noexcept nogil
     cdef int log_group(self) noexcept nogil
+    cdef int _logged(self, int status) noexcept nogil
 
     cdef int _merge_delta(self, const Change* change) noexcept nogil
     cdef int _delta_element(self, const Change* change, const Part* part, const Seen* seen) noexcept nogil

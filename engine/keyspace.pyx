@@ -206,8 +206,7 @@ cdef class Keyspace(ElementStore):
             head[0] = FrameKind.FRAME_CHANGES
             parts[0] = slice_of(head, 1 + store_varint(head + 1, body.size))
             parts[1] = body
-            status = self.wal.append_parts(parts, 2)
-            return status if status >= 0 else self._fail(status)
+            return self._logged(self.wal.append_parts(parts, 2))
         if self.group.size == 0 and put_u8(&self.group, FrameKind.FRAME_CHANGES) != 0:
             return self._fail(Status.ERR_MEMORY)
         if put_slice(&self.group, body) != 0:
@@ -222,7 +221,13 @@ cdef class Keyspace(ElementStore):
             return Status.OK
         status = self.wal.append(buffer_slice(&self.group))
         self.group.size = 0
-        return status if status >= 0 else self._fail(status)
+        return self._logged(status)
+
+    cdef int _logged(self, int status) noexcept nogil:
+        # There was room: the log itself has failed. Memory is whole, but nothing may be built on it any more.
+        if status < 0:
+            self.refused = Status.ERR_FAILED
+        return status
 
     # ---- merging ----
 
