@@ -354,10 +354,8 @@ cdef bint out_of_space() noexcept nogil:
 
 
 cdef enum:
-    # Written at a time where the file system can't reserve space.
-    ZEROS_BYTES = 1 << 16
-    # An open mode for `sync_dir` alone.
-    OPEN_FOLDER = -1
+    ZEROS_BYTES = 1 << 16  # written at a time where the file system can't reserve space
+    OPEN_FOLDER = -1      # an open mode for `sync_dir` alone
 
 
 cdef class PosixFiles(Files):

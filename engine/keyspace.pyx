@@ -200,7 +200,6 @@ cdef class Keyspace(ElementStore):
     cdef int log_change(self, Slice body) noexcept nogil:
         cdef Slice parts[2]
         cdef uint8_t head[CHANGE_HEAD_BYTES]
-        cdef int status
         if not self.grouping and self.group.size == 0:
             # Straight from where it is to the log.
             head[0] = FrameKind.FRAME_CHANGES

@@ -1,7 +1,5 @@
 from collections.abc import Iterable, Iterator
 
-from typing_extensions import disjoint_base
-
 from everwrite.files import Files
 from everwrite.manifest import TableInfo
 from everwrite.mapping import StoreMapping
@@ -11,7 +9,6 @@ def write_table(
     files: Files, path: str, number: int, flushes: tuple[int, int], entries: Iterable[tuple[bytes, bytes | None]]
 ) -> TableInfo | None: ...
 
-@disjoint_base
 class SalvageStore(StoreMapping):
     def feed(self, payload: bytes) -> list[bytes] | None: ...
     def adopt_elements(self) -> list[bytes]: ...
