@@ -128,6 +128,8 @@ def why(Store store not None, bytes key not None):
                 ]
             elif status:
                 answer["value"] = extreme_shown(&store.element, what)
+        elif what == KIND_FLAG:
+            answer["value"] = True
         elif what == KIND_HYPERLOGLOG:
             with nogil:
                 status = store.op_sketch_count(&name, 1, &number)

@@ -101,6 +101,7 @@ def test_enabling_a_flag_wins_over_a_disabling_that_had_not_seen_it(pair: tuple[
     exchange(one, other)
     assert one.flag(b"k").enabled
     assert other.flag(b"k")
+    assert one.why(b"k")["value"] is True
     other.flag(b"k").disable()
     exchange(one, other)
     assert not one.flag(b"k")
