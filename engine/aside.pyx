@@ -17,6 +17,9 @@ from everwrite.status cimport Status, check
 
 from everwrite.errors import ClockDriftError, ProtocolError, TooLargeError
 
+STATE_BYTES_MAX = 240 << 20
+"""A state that other stores send: what a frame of the log takes."""
+
 KEPT_BYTES = 1 << 30
 """States that were pulled, kept until the group that needs them can be applied; the oldest go first."""
 
@@ -60,6 +63,7 @@ cdef class AsideKeyspace(DurableKeyspace):
             if self.clock.observe(newest) < 0:
                 raise ClockDriftError("a state has a timestamp too far ahead of this node's clock; it wasn't joined")
             change_parse(state, &change)
+            _check_size(change.key.data[: change.key.size], len(whole))
             done.append((change.key.data[: change.key.size], whole))
         return done
 
@@ -119,10 +123,7 @@ cdef class AsideKeyspace(DurableKeyspace):
     def _keep(self, bytes key, bytes state):
         """Keep a valid state for the group that needs it."""
         cdef Change change
-        if len(state) > KEPT_BYTES:
-            raise TooLargeError(
-                f"the state of key {key[1:]!r} has {len(state)} bytes; {KEPT_BYTES} are the most that is kept"
-            )
+        _check_size(key, len(state))
         change_parse(slice_of(<const uint8_t*>state, len(state)), &change)
         self._drop_kept(key)
         self.set_aside_ms = self.clock.now_ms()
@@ -162,3 +163,12 @@ cdef dict context_of(const Change* change):
         return {head.rows[i].origin: head.rows[i].context for i in range(head.size)}
     finally:
         head_free(&head)
+
+
+cdef int _check_size(bytes key, size_t size) except -1:
+    # Before it is merged: what can't be logged must not be in memory either.
+    if size > STATE_BYTES_MAX:
+        raise TooLargeError(
+            f"the state of key {key[1:64]!r} has {size} bytes; the limit is {STATE_BYTES_MAX}: split the key"
+        )
+    return 0

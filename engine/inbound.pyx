@@ -21,9 +21,10 @@ from everwrite.keyspace cimport CHANGE_HEAD_BYTES, DUPLICATE, FRAME_CLAIM, FRAME
 from everwrite.state cimport head_context
 from everwrite.status cimport Status
 
+from everwrite.aside import STATE_BYTES_MAX
 from everwrite.batch import CHANGES, CLAIM, STATES, decode_batch
 from everwrite.clock import merge
-from everwrite.errors import ClockDriftError, ClosedError, GapError, ProtocolError
+from everwrite.errors import ClockDriftError, ClosedError, GapError, ProtocolError, TooLargeError
 from everwrite.need import Need
 
 RESYNCS_OPEN = 64
@@ -323,10 +324,14 @@ cdef class InboundKeyspace(AsideKeyspace):
             needs = self._group_needs(body, set(), used)
             if needs:
                 return needs[0]
-            kept = []
-            for key in self._keys_of_group(body):
-                if key in used:
-                    kept.append(self.kept[key][0])
+            keys = self._keys_of_group(body)
+            kept = [self.kept[key][0] for key in keys if key in used]
+            size = sum(map(len, kept)) + body.size
+            if size > STATE_BYTES_MAX:
+                raise TooLargeError(
+                    f"a group of changes and the states that it needs have {size} bytes; the limit is {STATE_BYTES_MAX}"
+                )
+            for key in keys:
                 self._drop_kept(key)
             self._check(self._apply_with_states(body, kept))
 

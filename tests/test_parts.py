@@ -263,3 +263,19 @@ def test_a_stream_of_all_origins_sends_a_large_state_ahead_in_parts() -> None:
         assert decode_batch(fourth).count == 1
     assert stream.caught_up()
     assert stream.sent == {eu.origin: eu.applied[eu.origin]}
+
+
+def test_a_state_beyond_a_frame_of_the_log_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    eu, ap, batch, need = needing()
+    monkeypatch.setattr("everwrite.aside.STATE_BYTES_MAX", 2 * PART_BYTES)
+    *parts, last = split_state(large_state(eu))
+    for part in parts:
+        assert ap.supply_state(need, part) is False
+    with pytest.raises(everwrite.TooLargeError, match="limit"):
+        ap.supply_state(need, last)
+    with pytest.raises(everwrite.TooLargeError, match="limit"):
+        reconcile(ap, eu)
+    assert ap.key_count() == 0
+    assert ap.digest_leaves() == rebuild(ap)
+    ap[b"other"] = b"goes on"
+    assert ap.apply_batch(batch) == need
