@@ -16,7 +16,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 import everwrite
 from everwrite.memory_files import MemoryFiles
-from tests.reference.dictionary import Operation, Source, State, apply, apply_to, keys_of, read
+from tests.reference.dictionary import FAR_SECONDS, Operation, Source, State, apply, apply_to, keys_of, read
 from tests.reference.history import History
 from tests.reference.replica import Replica
 from tests.simulation.engine_store import EngineStore
@@ -54,6 +54,7 @@ class DictionaryMachine(RuleBasedStateMachine):
         self.now_ms = START_MS
         self.state: State = {}
         self.deadlines: dict[bytes, int] = {}
+        self.backups = self.others = 0
         self.open()
 
     def open(self) -> None:
@@ -68,8 +69,11 @@ class DictionaryMachine(RuleBasedStateMachine):
         apply_to(self.state, operation)
         for each in operation.inner or (operation,):
             # A write of the value ends a deadline; an element or an increment doesn't.
-            if each.verb in ("put", "put_ttl", "delete"):
-                self.deadlines.pop(each.key, None)
+            for key in each.parts[::2] if each.verb == "put_many" else (each.key,):
+                if each.verb in ("put", "put_many", "put_ttl", "delete"):
+                    self.deadlines.pop(key, None)
+            if each.verb == "put_ttl":
+                self.deadlines[each.key] = self.now_ms + round(FAR_SECONDS * 1000)
         self.deadlines = {key: at for key, at in self.deadlines.items() if key in self.state}
 
     @rule(seed=SEEDS, count=st.sampled_from([1, 8, 40]))
@@ -120,6 +124,79 @@ class DictionaryMachine(RuleBasedStateMachine):
             if isinstance(value, bytes) and key.startswith(prefix)
         ]
         assert list(self.db.scan(prefix)) == expected
+
+    @rule(
+        start=st.sampled_from(STRINGS),
+        stop=st.sampled_from(STRINGS),
+        limit=st.none() | st.integers(0, 5),
+        reverse=st.booleans(),
+    )
+    def scan_range(self, start: bytes, stop: bytes, limit: int | None, reverse: bool) -> None:
+        within = sorted(key for key, value in self.state.items() if isinstance(value, bytes) and start <= key < stop)
+        expected = (within[::-1] if reverse else within)[:limit]
+        found = list(self.db.scan(start=start, stop=stop, reverse=reverse, limit=limit))
+        assert found == [(key, self.state[key]) for key in expected]
+
+    @rule(seed=SEEDS, count=st.integers(1, 10))
+    def batch_that_fails(self, seed: int, count: int) -> None:
+        """An exception discards what was batched."""
+        source = Source(Random(seed))
+        batch = self.db.batch()
+        batch.__enter__()
+        for _ in range(count):
+            operation = source.draw()
+            for inner in operation.inner or (operation,):
+                apply(batch, inner)
+        error = ValueError("no")
+        batch.__exit__(type(error), error, None)
+
+    @rule(key=st.sampled_from(KEYS), ttl_ms=st.integers(1, 2000))
+    def expire_later(self, key: bytes, ttl_ms: int) -> None:
+        assert self.db.expire(key, ttl_ms / 1000) == (key in self.state)
+        if key in self.state:
+            self.deadlines[key] = self.now_ms + ttl_ms
+
+    @rule(key=st.sampled_from(KEYS))
+    def persist(self, key: bytes) -> None:
+        assert self.db.persist(key) == (self.deadlines.pop(key, None) is not None)
+
+    @rule(key=st.sampled_from(KEYS))
+    def time_to_live(self, key: bytes) -> None:
+        if key not in self.state:
+            with pytest.raises(KeyError):
+                self.db.ttl(key)
+        elif key in self.deadlines:
+            assert round(self.db.ttl(key) * 1000) == self.deadlines[key] - self.now_ms
+        else:
+            assert self.db.ttl(key) is None
+
+    @rule()
+    def verify(self) -> None:
+        report = self.db.verify()
+        assert report.ok, str(report)
+
+    @rule()
+    def back_up_and_restore(self) -> None:
+        self.backups += 1
+        path = f"/backup-{self.backups}"
+        self.db.backup(path)
+        everwrite.restore(path, path + "-restored", files=self.disk)
+        with open_on(self.disk, self.now_ms, folder=path + "-restored") as restored:
+            assert restored.origin != self.db.origin
+            assert read(restored, KEYS) == self.state
+
+    @rule()
+    def sync_with_another(self) -> None:
+        """What two stores hold that were never written together is the union."""
+        self.others += 1
+        with open_on(MemoryFiles(), self.now_ms, store_id=2 + self.others) as other:
+            key = b"other %d" % self.others
+            other[key] = b"only there"
+            everwrite.sync(self.db, other)
+            assert read(other, KEYS) == self.state
+            assert self.db.delete(key)
+            everwrite.sync(other, self.db)
+            assert key not in other
 
     @rule(target=snapshots)
     def take_snapshot(self) -> Any:

@@ -14,7 +14,7 @@ from random import Random
 
 import everwrite
 from tests.crash.plan import Plan, make_options, make_plan
-from tests.crash.writer import ACKNOWLEDGED, BEGINS, CLOSED, CLOSES, MESSAGE, OPENED, write
+from tests.crash.writer import ACKNOWLEDGED, BACKED_UP, BACKUP, BEGINS, CLOSED, CLOSES, MESSAGE, OPENED, write
 from tests.reference.dictionary import Operation, Source, State, apply_to, keys_of, outcomes, read
 
 OWNERS = 3
@@ -36,6 +36,7 @@ class Outcome:
 
     acknowledged: Counter[int] = field(default_factory=Counter)
     origins: list[int] = field(default_factory=list)
+    backups: set[int] = field(default_factory=set)
     last: bytes = b""
     killed: bool = False
 
@@ -86,6 +87,8 @@ def live_and_die(path: Path, plan: Plan, complaint: Path) -> Outcome:
                 buffered = buffered[MESSAGE.size :]
                 if outcome.last == ACKNOWLEDGED:
                     outcome.acknowledged[number] += 1
+                elif outcome.last == BACKED_UP:
+                    outcome.backups.add(number)
                 elif outcome.last == OPENED:
                     outcome.origins.append(number)
             if not outcome.killed and kill_time(plan, outcome):
@@ -132,6 +135,7 @@ class KilledStore:
         try:
             outcome = live_and_die(self.path, plan, self.complaint)
             self.follow(plan, outcome)
+            self.check_backups(outcome, counts)
             counts["killed"] += outcome.killed
             counts[f"ended by {plan.end}" if outcome.killed else "closed"] += 1
             counts["acknowledged"] += outcome.acknowledged.total()
@@ -148,7 +152,7 @@ class KilledStore:
         again = self.burnt & set(outcome.origins)
         if again:
             raise Lost(f"origin {again} was ended by a kill, and went on")
-        if outcome.killed and outcome.last in (OPENED, ACKNOWLEDGED):
+        if outcome.killed and outcome.last in (OPENED, ACKNOWLEDGED, BACKED_UP):
             # Not one whose close had begun: that may have been complete.
             self.burnt.add(outcome.origins[-1])
         for owner in range(plan.threads):
@@ -156,6 +160,24 @@ class KilledStore:
             done = [source.draw() for _ in range(outcome.acknowledged[owner])]
             under_way = source.draw() if outcome.killed and len(done) < plan.limit else None
             self.possible[owner] = _after(self.possible[owner], done, under_way)
+
+    def check_backups(self, outcome: Outcome, counts: Counter[str]) -> None:
+        """A backup that was acknowledged can be restored, and what can be restored is whole. Removes them."""
+        for backup in sorted(self.path.parent.glob(BACKUP + "*")):
+            restored = self.path.with_name("restored")
+            try:
+                everwrite.restore(backup, restored)
+            except everwrite.EverwriteError as error:
+                if int(backup.name.removeprefix(BACKUP)) in outcome.backups:
+                    raise Lost(f"a backup was acknowledged, but it isn't there: {error}") from error
+            else:
+                with everwrite.open(restored, **self.options) as db:
+                    report = db.verify()
+                    if not report.ok or db.origin in self.burnt:
+                        raise Lost(f"the restored backup, of origin {db.origin:#x}: {report}")
+                shutil.rmtree(restored)
+                counts["backups"] += 1
+            shutil.rmtree(backup)
 
     def check(self, counts: Counter[str]) -> None:
         """Open it here: it must show one of the possible states, be whole, and close."""

@@ -17,9 +17,11 @@ from everwrite.watched_files import WatchedFiles
 from tests.crash.plan import Plan
 from tests.reference.dictionary import Source, apply
 
-# What is told: one letter, then a number (the origin, or the thread).
+# What is told: one letter, then a number (the origin, the thread, or the backup's number).
 MESSAGE = struct.Struct("<cQ")
-BEGINS, OPENED, ACKNOWLEDGED, CLOSES, CLOSED = b"b", b"o", b"a", b"c", b"e"
+BEGINS, OPENED, ACKNOWLEDGED, BACKED_UP, CLOSES, CLOSED = b"b", b"o", b"a", b"s", b"c", b"e"
+# Backups lie beside the store, under this name and a number.
+BACKUP = "backup-"
 ERROR_STATUS = 70
 
 
@@ -98,11 +100,20 @@ class _Writer:
 
     def chore(self, db: everwrite.Database, chores: Random) -> everwrite.Database:
         """Something that changes no key: it must not matter when the process dies in it."""
-        match chores.choice(("compact", "read", "reopen")):
+        match chores.choice(("compact", "read", "reopen", "verify", "backup")):
             case "compact":
                 db.compact()
             case "read":
-                list(db.scan())
+                with db.snapshot() as snapshot:
+                    list(snapshot.scan())
+            case "verify":
+                report = db.verify()
+                if not report.ok:
+                    raise AssertionError(str(report))
+            case "backup":
+                number = chores.getrandbits(32)
+                db.backup(self.path.with_name(f"{BACKUP}{number}"))
+                self.tell(BACKED_UP, number)
             case "reopen" if self.plan.threads == 1:
                 self.tell(CLOSES)
                 db.close()
