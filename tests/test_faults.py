@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import everwrite
+from tests.faults.full_disk import fill_disk
 from tests.faults.matrix import FAULTS, Broken, FaultyRun, Saboteur, count_calls, fail_every_call, make_fault_steps
 from tests.faults.script import Run, Step, make_options
 
@@ -27,6 +28,20 @@ def test_any_call_may_fail(durability: str) -> None:
 def test_any_call_may_fail_in_many_runs(durability: str) -> None:
     for seed in range(200, 206):
         fail_every_call(seed, durability, 80, stride=2)
+
+
+@pytest.mark.parametrize("durability", ["always", "os"])
+def test_a_full_disk_refuses_writes_and_nothing_else(durability: str) -> None:
+    counts = fill_disk(1, durability, 60)
+    assert counts["runs"] > 20
+    assert counts["runs with refusals"] > counts["runs"] / 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durability", ["always", "interval", "os"])
+def test_a_full_disk_in_many_runs(durability: str) -> None:
+    for seed in range(300, 320):
+        fill_disk(seed, durability, 80)
 
 
 def test_a_store_that_hides_a_failure_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,9 +128,11 @@ class FaultyRun:
             clear(error)
             if not may_fail or not self.saboteur.struck:
                 raise Broken(f"{step} failed without a fault: {error}") from error
-            # What a failed store refuses, or one without space, it hasn't done; else nobody knows.
-            if not failed_before and not isinstance(error, everwrite.ReadOnlyError):
-                cut_short = outcomes(step.operation) if step.operation is not None else []
+            # What a failed store refuses, or one without space, it hasn't done; else nobody knows. Of writes that
+            # are no batch, those before the one that was refused are done.
+            refused = failed_before or isinstance(error, everwrite.ReadOnlyError)
+            if step.operation is not None and (not refused or step.operation.verb == "put_many"):
+                cut_short = outcomes(step.operation)
                 self.possible += [self.after(state, outcome) for state in self.possible for outcome in cut_short]
                 self.possible = unique(self.possible)
         else:
