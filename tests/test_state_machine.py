@@ -334,4 +334,4 @@ def test_short_runs(machine: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", MACHINES)
 def test_many_runs(machine: str) -> None:
-    run(machine, examples=400, steps=50)
+    run(machine, examples=200, steps=50)
