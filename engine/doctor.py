@@ -292,6 +292,8 @@ class _Rescue:
         self.uncertain: set[bytes] = set()
         self._lay_out()
         with SalvageStore(self.scratch, "os", background=False) as store:
+            if self.ranges:
+                store.distrust(self._may_lack)
             self._feed_log(store)
             self._hand_over(store, target)
 
@@ -408,10 +410,16 @@ class _Rescue:
             return
         for key in _all_keys(db):
             head = bytes([_SPACE_USER]) + key
-            element = bytes([_SPACE_ELEMENT]) + len(key).to_bytes(4, "big") + key
-            if key in self.uncertain or any(
-                (first <= head and (following is None or head < following))
-                or (first < element + b"\xff" and (following is None or element < following))
-                for first, following in self.ranges
+            if (
+                key in self.uncertain
+                or self._may_lack(key)
+                or any(first <= head and (following is None or head < following) for first, following in self.ranges)
             ):
                 yield key
+
+    def _may_lack(self, key: bytes) -> bool:
+        """Whether elements of the key may have stood in a range that is lost."""
+        element = bytes([_SPACE_ELEMENT]) + len(key).to_bytes(4, "big") + key
+        return any(
+            first < element + b"\xff" and (following is None or element < following) for first, following in self.ranges
+        )

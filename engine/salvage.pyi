@@ -1,4 +1,4 @@
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from everwrite.files import Files
 from everwrite.manifest import TableInfo
@@ -11,4 +11,5 @@ def write_table(
 
 class SalvageStore(StoreMapping):
     def feed(self, payload: bytes) -> list[bytes] | None: ...
+    def distrust(self, may_lack: Callable[[bytes], bool]) -> None: ...
     def adopt_elements(self) -> list[bytes]: ...

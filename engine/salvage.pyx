@@ -102,6 +102,11 @@ def write_table(Files files not None, str path, uint64_t number, tuple flushes, 
 cdef class SalvageStore(StoreMapping):
     """A store that takes changes from a log with holes, and elements without heads."""
 
+    cdef dict contexts               # key -> origin -> timestamp: what `distrust` took away
+
+    def __cinit__(self, *args, **kwargs):
+        self.contexts = {}
+
     def feed(self, bytes payload not None):
         """Apply the frame of a log whose payload this is, as far as it can be.
 
@@ -145,10 +150,56 @@ cdef class SalvageStore(StoreMapping):
         self._checked_commit(status if status < 0 else 0)
         return incomplete
 
-    def adopt_elements(self):
-        """Give a head to the elements whose key's head is lost. Returns those keys.
+    def distrust(self, may_lack):
+        """Forget the contexts of keys some of whose elements may be lost, so that the log's changes count again.
 
-        Such a head knows of no more than the elements that are left.
+        A context says of a lost element that it was removed. `may_lack` is asked for each key with elements.
+        `adopt_elements` brings the contexts back.
+        """
+        cdef LsmIterator* it
+        cdef Slice stored
+        cdef size_t i
+        cdef int status
+        cdef bytes start = bytes([SPACE_USER])
+        cdef Slice first = _slice(start)
+        self.contexts = {}
+        with nogil:
+            self.lock()
+        it = self.lsm.iterator()
+        try:
+            if it == NULL:
+                raise MemoryError("out of memory for a scan")
+            status = self.lsm.seek(it, first)
+            while check(status) == 1:
+                stored = self.lsm.key(it)
+                if stored.data[0] != SPACE_USER:
+                    break
+                if check(self.load(SPACE_USER, slice_of(stored.data + 1, stored.size - 1))) and (
+                    self.head.collection_count
+                ):
+                    key = stored.data[1 : stored.size]
+                    if may_lack(key):
+                        self.contexts[key] = {
+                            self.head.rows[i].origin: self.head.rows[i].context for i in range(self.head.size)
+                        }
+                        for i in range(self.head.size):
+                            self.head.rows[i].context = 0
+                        self._put_head()
+                status = self.lsm.next(it)
+        finally:
+            if it != NULL:
+                self.lsm.iterator_free(it)
+            self.unlock()
+
+    cdef int _put_head(self) except -1:
+        self.encoded.size = 0
+        check(head_encode(&self.head, &self.encoded))
+        return check(self.lsm.put(buffer_slice(&self.key), buffer_slice(&self.encoded)))
+
+    def adopt_elements(self):
+        """Give a head to the elements whose key's head is lost, and contexts to those that were distrusted.
+
+        Such a head knows of no more than the elements that are left. Returns the keys that got one.
         """
         cdef LsmIterator* it
         cdef Element element
@@ -156,6 +207,7 @@ cdef class SalvageStore(StoreMapping):
         cdef Dot dot
         cdef size_t size
         cdef size_t i
+        cdef Row* row
         cdef int kind
         cdef int status
         cdef bytes start = bytes([SPACE_ELEMENT])
@@ -180,7 +232,7 @@ cdef class SalvageStore(StoreMapping):
                     kind = stored.data[5 + size]
                     if key not in present:
                         present = {key: check(self.load(SPACE_USER, slice_of(stored.data + 5, size)))}
-                    if not present[key]:
+                    if not present[key] or key in self.contexts:
                         dots = orphans.setdefault(key, {}).setdefault(kind, [])
                         for i in range(element.size):
                             dots.append((element.dots[i].dot.timestamp, element.dots[i].dot.origin))
@@ -196,15 +248,23 @@ cdef class SalvageStore(StoreMapping):
                         dot.timestamp = timestamp
                         if self._adopt(each, dot) < 0:
                             raise MemoryError("out of memory for a head")
-                self.encoded.size = 0
-                check(head_encode(&self.head, &self.encoded))
-                check(self.lsm.put(buffer_slice(&self.key), buffer_slice(&self.encoded)))
+                self._put_head()
+            for key, held in self.contexts.items():
+                name = key
+                check(self.load(SPACE_USER, _slice(name)))
+                for origin, timestamp in held.items():
+                    row = head_row(&self.head, origin)
+                    if row == NULL:
+                        raise MemoryError("out of memory for a head")
+                    if row.context < <uint64_t>timestamp:
+                        row.context = timestamp
+                self._put_head()
         finally:
             if it != NULL:
                 self.lsm.iterator_free(it)
             self.unlock()
             element_free(&element)
-        return list(orphans)
+        return [key for key in orphans if key not in self.contexts]
 
     cdef int _adopt(self, int kind, Dot dot) noexcept nogil:
         cdef Collection* held = head_collection(&self.head, kind)

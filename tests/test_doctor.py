@@ -151,14 +151,31 @@ def test_a_damaged_block_loses_its_keys_and_no_others(tmp_path: Path) -> None:
         flip(table, at)
 
 
-def test_the_log_heals_a_damaged_block(tmp_path: Path) -> None:
-    held = make(tmp_path / "db", log_keep_bytes=1 << 30)
+@pytest.mark.parametrize("at", [1000, 0.3, 0.5])
+def test_the_log_heals_a_damaged_block(at: float, tmp_path: Path) -> None:
+    make(tmp_path / "db", log_keep_bytes=1 << 30)
+    with everwrite.open(tmp_path / "db", "os", background=False, log_keep_bytes=1 << 30) as db:
+        for i in range(500):
+            db.set(b"members").add(b"%05d" % i)
+            db.map(b"fields")[b"%05d" % i] = b"old"
+        for i in range(0, 500, 3):
+            db.set(b"members").discard(b"%05d" % i)
+            db.map(b"fields")[b"%05d" % i] = b"new"
+        db.compact(keep_log=True)
+        held = content(db)
+        members, fields = list(db.set(b"members")), dict(db.map(b"fields"))
     for table in tables(tmp_path / "db"):
-        flip(table, 1000)
+        flip(table, int(at if at > 1 else at * table.stat().st_size))
     report, saved = salvage(tmp_path / "db", tmp_path / "new")
-    assert len(report.damages) == len(tables(tmp_path / "db"))
+    assert {damage.path for damage in report.damages} == {str(table) for table in tables(tmp_path / "db")}
     assert saved.lost
     assert without_origins(shown(tmp_path / "new")) == without_origins(held)
+    with everwrite.open(tmp_path / "new") as db:
+        assert list(db.set(b"members")) == members
+        assert dict(db.map(b"fields")) == fields
+        db.set(b"members").add(b"and on")
+        db.map(b"fields").clear()
+        assert db.verify().ok
 
 
 def test_a_whole_table_that_is_gone(tmp_path: Path) -> None:
