@@ -46,8 +46,6 @@ cdef class BoundedKeyspace(SortedKeyspace):
     cdef Cell* cells
     cdef size_t cell_count
     cdef size_t cell_capacity
-    cdef Buffer ended               # names of what lies in ended generations, as slices, a few
-    cdef size_t ended_count
 
     # Fills generations and cells. KIND_NONE, KIND_BOUNDED, or an error.
     cdef int bounded_read(self, Slice key) noexcept nogil
@@ -73,4 +71,3 @@ cdef class BoundedKeyspace(SortedKeyspace):
     ) noexcept nogil
     cdef int _put_cell_name(self, Buffer* into, Dot generation, uint64_t origin, uint64_t target) noexcept nogil
     cdef size_t _list_guards(self, size_t generation, uint64_t origin, wide_t spent, bint put) noexcept nogil
-    cdef int _put_ended(self) noexcept nogil

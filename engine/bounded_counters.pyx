@@ -8,19 +8,15 @@ from everwrite.change cimport ELEMENT_WRITE, PART_ELEMENT, put_dot
 from everwrite.clock cimport Dot, dot_compare
 from everwrite.coding cimport (
     Buffer,
-    Reader,
     Slice,
     buffer_free,
     buffer_init,
     buffer_slice,
-    get_slice,
     load_u64,
     put_bytes,
     put_slice,
     put_u8,
     put_varint,
-    reader_left,
-    reader_of,
     slice_of,
     store_u64,
 )
@@ -38,9 +34,6 @@ from everwrite.state cimport (
     wide_t,
 )
 from everwrite.status cimport Status, fault_corrupt
-
-cdef enum:
-    ENDED_A_CHANGE = 8         # leftovers of ended generations that one change clears away
 
 
 cdef void _store_big(uint8_t* at, uint64_t value) noexcept nogil:
@@ -64,13 +57,9 @@ cdef Slice _empty() noexcept nogil:
 cdef class BoundedKeyspace(SortedKeyspace):
     """Bounded counters on top of the other types."""
 
-    def __cinit__(self):
-        buffer_init(&self.ended)
-
     def __dealloc__(self):
         free(self.generations)
         free(self.cells)
-        buffer_free(&self.ended)
 
     # ---- reading ----
 
@@ -123,8 +112,6 @@ cdef class BoundedKeyspace(SortedKeyspace):
         cdef int status = self.begin(key)
         self.generation_count = 0
         self.cell_count = 0
-        self.ended.size = 0
-        self.ended_count = 0
         if status != KIND_BOUNDED:
             return status if status <= 0 else Status.ERR_WRONG_TYPE
         it = self.lsm.iterator()
@@ -146,7 +133,9 @@ cdef class BoundedKeyspace(SortedKeyspace):
                 break
             if _load_big(name.data) != dot.origin or _load_big(name.data + 8) != dot.timestamp:
                 # A creation sorts before its amounts. Where it is missing a delete took it, for the guards
-                # of amounts see to it that it came before them.
+                # of amounts see to it that it came before them. What was written to it meanwhile stays
+                # until the key is deleted again: to remove it here would give rights back to a store that
+                # has this removal, but not yet the delete.
                 alive = False
                 dot.origin = _load_big(name.data)
                 dot.timestamp = _load_big(name.data + 8)
@@ -156,9 +145,6 @@ cdef class BoundedKeyspace(SortedKeyspace):
                     status = self._add_generation(dot, self.element.dots[self.element.size - 1].value)
                 elif alive:
                     status = self._add_cell(name)
-                elif self.ended_count < ENDED_A_CHANGE:
-                    self.ended_count += 1
-                    status = put_slice(&self.ended, name)
             if status >= 0:
                 status = self.lsm.next(it)
         self.lsm.iterator_free(it)
@@ -299,20 +285,6 @@ cdef class BoundedKeyspace(SortedKeyspace):
         self._list_guards(generation, origin, spent, True)
         return Status.ERR_MEMORY if failed | put_varint(&self.delta, 0) else Status.OK
 
-    cdef int _put_ended(self) noexcept nogil:
-        """Clear away some of what was written to a generation while somebody else ended it."""
-        cdef Reader r = reader_of(buffer_slice(&self.ended))
-        cdef Slice name
-        cdef int status
-        while reader_left(&r):
-            name = get_slice(&r)
-            status = self.load_element(KIND_BOUNDED, name)
-            if status == 1 and self._put_element(KIND_BOUNDED, name, 0, _empty(), 0, True) != 0:
-                return Status.ERR_MEMORY
-            if status < 0:
-                return status
-        return Status.OK
-
     # ---- operations ----
 
     cdef int op_bounded_increment(self, Slice key, int64_t minimum, uint64_t amount, int64_t* value) noexcept nogil:
@@ -341,8 +313,6 @@ cdef class BoundedKeyspace(SortedKeyspace):
         status = self.delta_begin()
         if status == Status.OK:
             status = self._put_removals(KIND_BOUNDED)
-        if status == Status.OK:
-            status = self._put_ended()
         if status == Status.OK and not self.generation_count:
             created.origin = self.own_origin
             created.timestamp = self.clock.last
@@ -378,8 +348,6 @@ cdef class BoundedKeyspace(SortedKeyspace):
         status = self.delta_begin()
         if status == Status.OK:
             status = self._put_removals(KIND_BOUNDED)
-        if status == Status.OK:
-            status = self._put_ended()
         for generation in range(self.generation_count):
             rights = self.bounded_rights(generation, self.own_origin)
             if status < 0 or amount == 0:
@@ -440,8 +408,6 @@ cdef class BoundedKeyspace(SortedKeyspace):
                 status = self.delta_begin()
                 if status == Status.OK:
                     status = self._put_removals(KIND_BOUNDED)
-                if status == Status.OK:
-                    status = self._put_ended()
             cell = self._find_cell(generation, origin, self.own_origin)
             before = cell.amount if cell != NULL else 0
             if before > UINT64_MAX - <uint64_t>rights:

@@ -15,6 +15,8 @@ from everwrite import ordered_access
 from everwrite.database import Database
 from everwrite.errors import GapError, InsufficientRightsError, OverflowError, WrongTypeError
 from everwrite.memory_files import MemoryFiles
+from tests.reference.model_store import USER
+from tests.reference.state_format import read_full_state
 
 START_MS = 1_700_000_000_000
 
@@ -133,20 +135,42 @@ def test_what_is_written_to_an_ended_counter_counts_no_more(
     exchange(one, two, three)
     for db in trio_of_stores:
         assert db.bounded_counter(b"k").rights_by_origin == {one.origin: 3}
-        # What was left of the first counter went with the creation of the second, or the first change after it.
-    one.bounded_counter(b"k").decrement()
+    # What was left of the first counter goes with the next delete.
+    assert len(elements_of(one, b"k")) == 4
+    two.delete(b"k")
     exchange(one, two, three)
     for db in trio_of_stores:
-        names = [name for name, _ in ordered_elements(db, b"k")]
-        assert len(names) == 3
+        assert db.kind(b"k") == "none"
+        assert elements_of(db, b"k") == []
 
 
-def ordered_elements(db: Database, key: bytes) -> list[tuple[bytes, object]]:
-    from tests.reference.model_store import USER
-    from tests.reference.state_format import read_full_state
-
+def elements_of(db: Database, key: bytes) -> list[bytes]:
     _, state = read_full_state(db.key_state(USER + key))
-    return [(name, element) for (_, name), element in state.entries.items() if element.alive]
+    return [name for (_, name), element in state.entries.items() if element.alive]
+
+
+def test_a_store_that_has_not_seen_the_delete_gets_no_rights_back(
+    trio_of_stores: tuple[Database, Database, Database],
+) -> None:
+    """Another counter is created where one was deleted; that reaches a store before the delete does."""
+    one, two, three = trio_of_stores
+    one.bounded_counter(b"k").increment(10)
+    one.bounded_counter(b"k").transfer(three.origin, 5)
+    exchange(one, two, three)
+    two.delete(b"k")
+    three.bounded_counter(b"k").decrement(5)
+    send(three, one)
+    send(two, one)
+    one.bounded_counter(b"k").increment(1)
+    own = one.open_stream(three.applied, [one.store_id])
+    batch = own.next_batch()
+    assert batch is not None
+    assert three.apply_batch(batch) is None
+    assert three.bounded_counter(b"k").rights == 0
+    with pytest.raises(InsufficientRightsError):
+        three.bounded_counter(b"k").decrement()
+    exchange(one, two, three)
+    assert three.bounded_counter(b"k").value == 1
 
 
 def test_a_spent_transfer_comes_before_what_it_was_spent_on(

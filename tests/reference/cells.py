@@ -9,7 +9,6 @@ from tests.reference.model import Element, Part
 from tests.reference.vocabulary import Dot, Kind, clamp
 
 CREATION_SIZE, USED_SIZE = 16, 24
-ENDED_A_CHANGE = 8
 
 
 def big(*values: int) -> bytes:
@@ -40,7 +39,6 @@ class Cells:
 
     minimums: dict[Dot, int] = field(default_factory=dict)
     cells: dict[Dot, list[Cell]] = field(default_factory=dict)
-    ended: list[bytes] = field(default_factory=list)
 
     @classmethod
     def read(cls, elements: Mapping[bytes, Element]) -> Cells:
@@ -57,8 +55,6 @@ class Cells:
                 target = int.from_bytes(name[USED_SIZE:], "big")
                 amount = max(int.from_bytes(value, "little") for value in dots.values())
                 found.cells[generation].append(Cell(int.from_bytes(name[16:24], "big"), target, amount, max(dots)))
-            else:
-                found.ended.append(name)
         return found
 
     def rights(self, generation: Dot, origin: int) -> int:
@@ -135,12 +131,6 @@ class Cells:
                 parts.append(self.part(elements, generation, origin, target, share, origin))
                 amount -= share
         return None if amount else parts
-
-    def cleanup(self, elements: Mapping[bytes, Element]) -> list[Part]:
-        """Some of what was written to ended generations goes with every change."""
-        return [
-            Part((Kind.BOUNDED, name), removed=frozenset(elements[name].dots)) for name in self.ended[:ENDED_A_CHANGE]
-        ]
 
 
 def creation(dot: Dot, minimum: int, amount: int) -> Iterable[Part]:

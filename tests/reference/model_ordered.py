@@ -72,11 +72,9 @@ class OrderedOperations:
         self.emit(request.key, **change)
         return shown + amount
 
-    def change_cells(
-        self: Any, request: Request, cells: Cells, elements: dict[bytes, Element], parts: list[Part]
-    ) -> None:
+    def change_cells(self: Any, request: Request, parts: list[Part]) -> None:
         change = self.prepare(request.key, Kind.BOUNDED)
-        change["parts"] += cells.cleanup(elements) + parts
+        change["parts"] += parts
         self.emit(request.key, **change)
 
     def do_bounded_increment(self: Any, request: Request, exists: bool) -> Reply:
@@ -89,7 +87,7 @@ class OrderedOperations:
             minimum = int(request.values[0])
             value = minimum
             parts = list(creation(Dot(self.next_timestamp(), self.origin), minimum, request.amount))
-        self.change_cells(request, cells, elements, parts)
+        self.change_cells(request, parts)
         return value + request.amount
 
     def spend_rights(self: Any, request: Request, exists: bool, target: int) -> int | Refusal:
@@ -100,7 +98,7 @@ class OrderedOperations:
         if parts is None:
             return Refusal.NO_RIGHTS
         if target != self.origin:
-            self.change_cells(request, cells, elements, parts)
+            self.change_cells(request, parts)
         return value - request.amount
 
     def do_bounded_decrement(self: Any, request: Request, exists: bool) -> Reply:
