@@ -22,13 +22,11 @@ from everwrite.state cimport (
     SPACE_USER,
     Element,
     Head,
-    Kind,
     Sum,
     element_decode,
     element_free,
     element_init,
     element_key,
-    head_count,
     head_decode,
     head_free,
     head_init,
@@ -107,7 +105,7 @@ cdef int _rebuild_some(Keyspace store, Buffer* start, Sum* leaves) noexcept nogi
     cdef Slice stored
     cdef size_t left = Tuning.KEYS_AT_ONCE
     cdef int status = Status.ERR_MEMORY
-    cdef int kind
+    cdef int i
     head_init(&head)
     buffer_init(&prefix)
     if it != NULL and elements != NULL:
@@ -127,13 +125,14 @@ cdef int _rebuild_some(Keyspace store, Buffer* start, Sum* leaves) noexcept nogi
             status = fault_corrupt(b"key state", 0, b"the head of a key can't be decoded")
             break
         head.sum = no_sum()
-        for kind in range(Kind.KIND_SET, Kind.KIND_SEQUENCE + 1):
-            if head_count(&head, kind):
-                status = _sum_elements(
-                    store.lsm, elements, slice_of(stored.data + 1, stored.size - 1), kind, &prefix, &head.sum
-                )
-                if status < 0:
-                    break
+        # Of all kinds that have entries: a bounded counter's cells are alive without being counted.
+        for i in range(head.collection_count):
+            status = _sum_elements(
+                store.lsm, elements, slice_of(stored.data + 1, stored.size - 1), head.collections[i].kind, &prefix,
+                &head.sum,
+            )
+            if status < 0:
+                break
         if status < 0:
             break
         leaf_replace(leaves, digest_key(stored), no_sum(), head_item(&head, digest_key(stored)))
