@@ -28,7 +28,7 @@ def everything(db):
     counted = {
         name: number
         for name, number in db.statistics().items()
-        if name.startswith(("keys", "conflicts", "local", "applied", "log_end"))
+        if name.startswith(("keys", "conflicts", "local", "applied", "log_appended"))
     }
     return shown, list(db.scan()), db.digest(), dict(db.applied), counted
 
