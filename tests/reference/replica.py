@@ -48,7 +48,13 @@ class Replica:
         applied = self.store.applied
         extra: frozenset[Dot] = frozenset()
         for under, pulled_key, brought in self.pulled:
-            if pulled_key == key and (under is None or covers(applied, under)):
+            if pulled_key != key:
+                continue
+            # A state that was supplied is joined with the group that needs it; if the group came complete by
+            # another way before that, it never is: the context tells.
+            if under is None or (
+                covers(applied, under) and all(covers(self.store.context(key), dot) for dot in brought)
+            ):
                 extra |= brought
         return self.history.covered(key, applied, extra)
 
