@@ -1,5 +1,7 @@
 from collections.abc import Callable, Iterable, Iterator
 
+from typing_extensions import disjoint_base
+
 from everwrite.files import Files
 from everwrite.manifest import TableInfo
 from everwrite.mapping import StoreMapping
@@ -9,6 +11,7 @@ def write_table(
     files: Files, path: str, number: int, flushes: tuple[int, int], entries: Iterable[tuple[bytes, bytes | None]]
 ) -> TableInfo | None: ...
 
+@disjoint_base
 class SalvageStore(StoreMapping):
     def feed(self, payload: bytes) -> list[bytes] | None: ...
     def distrust(self, may_lack: Callable[[bytes], bool]) -> None: ...
