@@ -4,6 +4,8 @@
 exchanging bytes (`Database.changes`, `Database.apply`).
 """
 
+from typing import TYPE_CHECKING, Any
+
 from everwrite.backup import BackupInfo, restore
 from everwrite.database import Counter, Database, MapView, SetView, VersionVector
 from everwrite.database import open_database as open
@@ -29,10 +31,12 @@ from everwrite.errors import (
     WrongTypeError,
 )
 from everwrite.ordered_views import BoundedCounter, SequenceView, SortedSet
-from everwrite.reconcile import Reconciled, sync
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 from everwrite.report import Damage, Report
 from everwrite.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from everwrite.reconcile import Reconciled, sync
 
 __all__ = [
     "BackupError",
@@ -76,3 +80,12 @@ __all__ = [
     "restore",
     "sync",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Reconciliation needs numpy, which takes longer to import than everything else here.
+    if name in ("Reconciled", "sync"):
+        from everwrite import reconcile
+
+        return getattr(reconcile, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
