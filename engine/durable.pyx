@@ -539,7 +539,15 @@ cdef class DurableKeyspace(RefusingKeyspace):
 
     def compact_all(self, bint keep_log=False):
         """Merge all that is held into one table; cut the log to what recovery needs, unless `keep_log`."""
+        cdef int status
         self._check(Status.ERR_FAILED if self.failed else Status.OK)
+        if not keep_log:
+            # The log is cut by whole segments: begin one, so that all before it can go.
+            with nogil:
+                self.lock()
+                status = self.wal.begin_segment()
+                self.unlock()
+            self._check(status)
         self._freeze()
         self._flush_frozen()
         self.lsm.compact_all()

@@ -66,6 +66,8 @@ cdef class WalWriter:
     cdef int append(self, Slice payload) noexcept nogil    # one frame; moves `end`
     # One frame whose payload is these slices, one behind the other.
     cdef int append_parts(self, const Slice* parts, size_t count) noexcept nogil
+    # Go over to a new segment, unless the current one is empty, so that `cut` can delete all before it.
+    cdef int begin_segment(self) noexcept nogil
     # Without a mapping: memory to file; moves `written`. With one there is nothing to do.
     cdef int flush(self) noexcept nogil
     # All that is written is durable when it returns OK; those who come while one syncs wait, and share the next sync.

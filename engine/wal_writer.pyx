@@ -42,13 +42,12 @@ cdef extern from *:
     static void ew_raise(uint64_t* position, uint64_t value) { __atomic_store_n(position, value, __ATOMIC_RELEASE); }
     """
     void ew_raise(uint64_t* position, uint64_t value) noexcept nogil
-
 cdef enum:
     # A buffer that one large batch has grown beyond this is given back after the flush.
     PENDING_KEPT_BYTES = 1 << 22
     # A segment's file grows by doubling from here, so that a small store's log is small.
     FIRST_STEP_BYTES = 1 << 16
-    # Full segments that wait to be synced, before whoever begins another one helps: they bound what a restart reads.
+    # Full segments that wait to be synced, before a writer helps: they bound what a restart reads.
     UNSEALED_MAX = 16
 
 
@@ -307,6 +306,12 @@ cdef class WalWriter:
         status = self._judge(status)
         segment_discard(self._files, self._folder_path, number, &spare)
         return status
+
+    cdef int begin_segment(self) noexcept nogil:
+        if self.end - self._current.start <= WAL_HEADER_BYTES:
+            return Status.OK
+        self._limit = 0  # whoever appends next looks at the room of the new segment first
+        return self._refuse() if self.failed else self._roll(0)
 
     # ---- syncing ----
 

@@ -8,6 +8,7 @@ import pickle
 import random
 import threading
 from itertools import islice
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -453,3 +454,19 @@ def test_after_a_failed_write_no_other_is_accepted(tmp_path):
         db[b"k"] = b"w"
     assert db[b"k"] == b"v"
     db.close()
+
+
+def test_compacting_leaves_next_to_no_log(tmp_path: Path) -> None:
+    with everwrite.open(tmp_path / "db", durability="os") as db:
+        for number in range(2000):
+            db[b"%d" % (number % 100)] = b"v" * 1000
+        assert db.statistics()["log_bytes"] > 2_000_000
+        db.compact()
+        assert db.statistics()["log_bytes"] < 1000
+        assert sum(file.stat().st_blocks * 512 for file in (tmp_path / "db").rglob("*")) < 400_000
+        db[b"after"] = b"it"
+    with everwrite.open(tmp_path / "db") as db:
+        assert len(db) == 101
+        assert db[b"after"] == b"it"
+        db.compact(keep_log=True)
+        db[b"more"] = b"x"
