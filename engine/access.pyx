@@ -4,11 +4,12 @@ Each function takes the store's lock, runs one native operation, commits, and tu
 into an exception. `database` wraps them in mappings and handles.
 """
 
-from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport free, malloc
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free
 
+from everwrite.arguments cimport bytes_slice, bytes_slices, slice_bytes
 from everwrite.change cimport put_register
-from everwrite.coding cimport Slice, slice_of
+from everwrite.coding cimport Slice
 from everwrite.datatypes cimport (
     KIND_MAP,
     KIND_SET,
@@ -27,39 +28,24 @@ from everwrite.errors import TooLargeError
 from everwrite.kinds import KIND_NAMES, KIND_NUMBERS
 
 
-cdef inline Slice _slice(bytes data):
-    return slice_of(<const uint8_t*>data, len(data))
-
-
-cdef Slice* _slices(items) except? NULL:
-    """Borrowed slices of a list of bytes; free() them."""
-    cdef size_t i = 0
-    cdef Slice* slices = <Slice*>malloc((len(items) or 1) * sizeof(Slice))
-    if slices == NULL:
-        raise MemoryError("out of memory for an operation's arguments")
-    for item in items:
-        if not isinstance(item, bytes):
-            free(slices)
-            raise TypeError(f"expected bytes, not {type(item).__name__}")
-        slices[i] = _slice(item)
-        i += 1
-    return slices
+cdef object released(Store store, int status, Slice value):
+    try:
+        found = slice_bytes(value) if status == 1 else None
+    finally:
+        store.unlock()
+    store._check(status)
+    return found
 
 
 def get(Store store not None, bytes key not None):
     """The value of a register or counter, or None. Raises WrongTypeError for a set or map."""
     cdef Slice value
     cdef int status
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     with nogil:
         store.lock()
         status = store.op_get(name, &value)
-    try:
-        found = value.data[: value.size] if status == 1 else None
-    finally:
-        store.unlock()
-    store._check(status)
-    return found
+    return released(store, status, value)
 
 
 def put(Store store not None, bytes key not None, bytes value not None, int64_t deadline_ms=0, str condition=None,
@@ -73,8 +59,8 @@ def put(Store store not None, bytes key not None, bytes value not None, int64_t 
     cdef int committed
     cdef bint found
     cdef Slice old
-    cdef Slice name = _slice(key)
-    cdef Slice text = _slice(value)
+    cdef Slice name = bytes_slice(key)
+    cdef Slice text = bytes_slice(value)
     if condition == "absent":
         flags |= SET_NX
     elif condition == "present":
@@ -92,7 +78,7 @@ def delete(Store store not None, bytes key not None):
     """Remove a key of any type. Returns whether it existed."""
     cdef int status
     cdef int committed
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     with nogil:
         store.lock()
         status = store.op_delete(name)
@@ -103,7 +89,7 @@ def delete(Store store not None, bytes key not None):
 def kind(Store store not None, bytes key not None):
     """What the key holds: one of `kinds.KIND_NAMES`."""
     cdef int status
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     with nogil:
         store.lock()
         status = store.op_type(name)
@@ -114,7 +100,7 @@ def kind(Store store not None, bytes key not None):
 def deadline(Store store not None, bytes key not None):
     """When the key expires, Unix ms; None without a deadline or without the key."""
     cdef int64_t at
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     with nogil:
         store.lock()
         at = store.op_deadline(name)
@@ -128,7 +114,7 @@ def expire_at(Store store not None, bytes key not None, int64_t deadline_ms):
     """Set the deadline (Unix ms) of a key; 0 removes it. Returns whether anything changed."""
     cdef int status
     cdef int committed
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     with nogil:
         store.lock()
         status = store.op_expire_at(name, deadline_ms) if deadline_ms else store.op_persist(name)
@@ -144,7 +130,7 @@ def increment(Store store not None, bytes key not None, int64_t amount):
     cdef int status
     cdef int committed
     cdef int64_t result = 0
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     with nogil:
         store.lock()
         status = store.op_increment(name, amount, &result)
@@ -153,48 +139,59 @@ def increment(Store store not None, bytes key not None, int64_t amount):
     return result
 
 
-cdef int64_t _change_elements(Store store, bytes key, items, int kind, bint removes) except? -1:
-    """Add or remove elements (or, to a map, add pairs). Returns how many that made or ended."""
-    cdef int64_t changed = 0
-    cdef int status = Status.OK
+cdef int64_t _add_elements(Store store, bytes key, items, int kind) except? -1:
+    """Add elements, or, to a map, pairs. Returns how many are new."""
+    cdef int64_t added = 0
+    cdef int status
     cdef int committed
     cdef size_t count = len(items)
-    cdef Slice name = _slice(key)
-    cdef Slice* slices = _slices(items)
+    cdef Slice name = bytes_slice(key)
+    cdef Slice* slices = bytes_slices(items)
     with nogil:
         store.lock()
         if count == 0:
             status = Status.ERR_FAILED if store.failed else Status.OK
         elif kind == KIND_SET:
-            if removes:
-                status = store.op_set_remove(name, slices, count, &changed)
-            else:
-                status = store.op_set_add(name, slices, count, &changed)
-        elif removes:
-            status = store.op_map_remove(name, slices, count, &changed)
+            status = store.op_set_add(name, slices, count, &added)
         else:
-            status = store.op_map_set(name, slices, count // 2, &changed)
+            status = store.op_map_set(name, slices, count // 2, &added)
         committed = store.commit_held()
     free(slices)
     store._settle(status, committed)
-    return changed
+    return added
+
+
+def remove_elements(Store store not None, bytes key not None, str of, names not None):
+    """Remove what is named (a list of bytes) from a key that holds an `of` (of `kinds.KIND_NAMES`), as one update.
+
+    Elements of a set, fields of a map, members of a sorted set, positions of a sequence. Returns how many were there.
+    """
+    cdef Slice name = bytes_slice(key)
+    cdef int64_t removed = 0
+    cdef int kind = KIND_NUMBERS[of]
+    cdef int status
+    cdef int committed
+    cdef size_t count = len(names)
+    cdef Slice* slices = bytes_slices(names)
+    with nogil:
+        store.lock()
+        status = store.op_remove_elements(name, kind, slices, count, &removed)
+        committed = store.commit_held()
+    free(slices)
+    store._settle(status, committed)
+    return removed
 
 
 def set_add(Store store not None, bytes key not None, elements):
     """Add elements (a list of bytes) to a set. Returns how many are new."""
-    return _change_elements(store, key, elements, KIND_SET, False)
-
-
-def set_remove(Store store not None, bytes key not None, elements):
-    """Remove elements (a list of bytes) from a set. Returns how many were there."""
-    return _change_elements(store, key, elements, KIND_SET, True)
+    return _add_elements(store, key, elements, KIND_SET)
 
 
 def set_contains(Store store not None, bytes key not None, bytes element not None):
     """Whether a set holds an element."""
     cdef int status
-    cdef Slice name = _slice(key)
-    cdef Slice item = _slice(element)
+    cdef Slice name = bytes_slice(key)
+    cdef Slice item = bytes_slice(element)
     with nogil:
         store.lock()
         status = store.op_set_contains(name, item)
@@ -207,7 +204,7 @@ def cardinality(Store store not None, bytes key not None, str of):
     cdef int64_t count = 0
     cdef int status
     cdef int wanted = KIND_NUMBERS[of]
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     with nogil:
         store.lock()
         status = store.op_cardinality(name, wanted, &count)
@@ -222,8 +219,8 @@ def elements(Store store not None, bytes key not None, str of, bytes start=b"", 
     cdef Slice item
     cdef Slice value
     cdef int wanted = KIND_NUMBERS[of]
-    cdef Slice name = _slice(key)
-    cdef Slice first = _slice(start)
+    cdef Slice name = bytes_slice(key)
+    cdef Slice first = bytes_slice(start)
     cdef int status
     found = []
     with nogil:
@@ -244,29 +241,19 @@ def elements(Store store not None, bytes key not None, str of, bytes start=b"", 
 
 def map_set(Store store not None, bytes key not None, items):
     """Set fields of a map; `items` is a flat list: field, value, field, value. Returns how many fields are new."""
-    return _change_elements(store, key, items, KIND_MAP, False)
+    return _add_elements(store, key, items, KIND_MAP)
 
 
 def map_get(Store store not None, bytes key not None, bytes field not None):
     """The value of a map's field, or None."""
     cdef Slice value
     cdef int status
-    cdef Slice name = _slice(key)
-    cdef Slice item = _slice(field)
+    cdef Slice name = bytes_slice(key)
+    cdef Slice item = bytes_slice(field)
     with nogil:
         store.lock()
         status = store.op_map_get(name, item, &value)
-    try:
-        found = value.data[: value.size] if status == 1 else None
-    finally:
-        store.unlock()
-    store._check(status)
-    return found
-
-
-def map_remove(Store store not None, bytes key not None, fields):
-    """Remove fields (a list of bytes) from a map. Returns how many were there."""
-    return _change_elements(store, key, fields, KIND_MAP, True)
+    return released(store, status, value)
 
 
 def map_increment(Store store not None, bytes key not None, bytes field not None, int64_t amount):
@@ -274,8 +261,8 @@ def map_increment(Store store not None, bytes key not None, bytes field not None
     cdef int64_t result = 0
     cdef int status
     cdef int committed
-    cdef Slice name = _slice(key)
-    cdef Slice item = _slice(field)
+    cdef Slice name = bytes_slice(key)
+    cdef Slice item = bytes_slice(field)
     with nogil:
         store.lock()
         status = store.op_map_increment(name, item, amount, &result)
@@ -290,7 +277,7 @@ def keys(Store store not None, bytes start=b"", size_t limit=1000):
     cdef Slice key
     cdef int what = 0
     cdef int status = 1
-    cdef Slice first = _slice(start)
+    cdef Slice first = bytes_slice(start)
     found = []
     with nogil:
         store.lock()
@@ -325,7 +312,7 @@ def key_count(Store store not None):
 
 def system_get(Store store not None, bytes name not None):
     """The value of a system register, or None."""
-    cdef Slice key = _slice(name)
+    cdef Slice key = bytes_slice(name)
     cdef int status
     found = None
     with nogil:
@@ -342,8 +329,8 @@ def system_get(Store store not None, bytes name not None):
 
 def system_set(Store store not None, bytes name not None, bytes value not None):
     """Write a system register (last writer wins)."""
-    cdef Slice key = _slice(name)
-    cdef Slice text = _slice(value)
+    cdef Slice key = bytes_slice(name)
+    cdef Slice text = bytes_slice(value)
     cdef int status
     cdef int committed
     if key.size > <size_t>MAX_KEY or text.size > <size_t>MAX_VALUE:
@@ -366,7 +353,7 @@ def system_items(Store store not None, bytes prefix=b""):
     cdef Slice stored
     cdef int status
     cdef bytes start = bytes([SPACE_SYSTEM]) + prefix
-    cdef Slice first = _slice(start)
+    cdef Slice first = bytes_slice(start)
     found = []
     head_init(&head)
     with nogil:

@@ -2,15 +2,12 @@
 
 from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcmp
 
 from everwrite.change cimport ELEMENT_WRITE, PART_ELEMENT, put_dot
 from everwrite.clock cimport Dot, dot_compare
 from everwrite.coding cimport (
     Buffer,
     Slice,
-    buffer_free,
-    buffer_init,
     buffer_slice,
     load_u64,
     put_bytes,
@@ -20,7 +17,6 @@ from everwrite.coding cimport (
     slice_of,
     store_u64,
 )
-from everwrite.lsm cimport LsmIterator
 from everwrite.sorted_sets cimport SortedKeyspace
 from everwrite.state cimport (
     CREATION_NAME,
@@ -28,12 +24,12 @@ from everwrite.state cimport (
     KIND_BOUNDED,
     USED_NAME,
     element_decode,
-    element_key,
     element_live,
     saturate,
     wide_t,
 )
 from everwrite.status cimport Status, fault_corrupt
+from everwrite.walk cimport Walk, walk_free, walk_next
 
 
 cdef void _store_big(uint8_t* at, uint64_t value) noexcept nogil:
@@ -103,32 +99,23 @@ cdef class BoundedKeyspace(SortedKeyspace):
         return Status.OK
 
     cdef int bounded_read(self, Slice key) noexcept nogil:
-        cdef LsmIterator* it
-        cdef Buffer prefix
-        cdef Slice stored
+        cdef Walk walk
         cdef Slice name
         cdef Dot dot
         cdef bint alive = False
-        cdef int status = self.begin(key)
+        cdef int status = self.begin_as(key, KIND_BOUNDED)
         self.generation_count = 0
         self.cell_count = 0
-        if status != KIND_BOUNDED:
-            return status if status <= 0 else Status.ERR_WRONG_TYPE
-        it = self.lsm.iterator()
-        if it == NULL:
-            return Status.ERR_MEMORY
-        buffer_init(&prefix)
-        status = element_key(&prefix, key, KIND_BOUNDED, _empty())
-        if status == 0:
-            status = self.lsm.seek(it, buffer_slice(&prefix))
+        if status <= 0:
+            return status
+        status = self.walk_elements(KIND_BOUNDED, &walk)
         dot.origin = 0
         dot.timestamp = 0
-        while status > 0:
-            stored = self.lsm.key(it)
-            if stored.size < prefix.size or memcmp(stored.data, prefix.data, prefix.size) != 0:
+        while status >= 0:
+            status = walk_next(&walk, self.lsm, &name)
+            if status <= 0:
                 break
-            name = slice_of(stored.data + prefix.size, stored.size - prefix.size)
-            if name.size < CREATION_NAME or element_decode(&self.element, self.lsm.value(it)) < 0:
+            if name.size < CREATION_NAME or element_decode(&self.element, self.lsm.value(walk.it)) < 0:
                 status = fault_corrupt(b"key state", 0, b"an element of a bounded counter can't be decoded")
                 break
             if _load_big(name.data) != dot.origin or _load_big(name.data + 8) != dot.timestamp:
@@ -145,10 +132,7 @@ cdef class BoundedKeyspace(SortedKeyspace):
                     status = self._add_generation(dot, self.element.dots[self.element.size - 1].value)
                 elif alive:
                     status = self._add_cell(name)
-            if status >= 0:
-                status = self.lsm.next(it)
-        self.lsm.iterator_free(it)
-        buffer_free(&prefix)
+        walk_free(&walk, self.lsm)
         return status if status < 0 else KIND_BOUNDED
 
     cdef wide_t bounded_rights(self, size_t generation, uint64_t origin) noexcept nogil:

@@ -120,11 +120,11 @@ class SetView:
 
     def discard(self, *elements: bytes) -> None:
         """Remove elements if they are there, together as one update. Raises as `add`."""
-        access.set_remove(self._store, self.key, [_key(element) for element in elements])
+        access.remove_elements(self._store, self.key, "set", [_key(element) for element in elements])
 
     def remove(self, element: bytes) -> None:
         """Remove an element; raises KeyError when it isn't there."""
-        if not access.set_remove(self._store, self.key, [_key(element)]):
+        if not access.remove_elements(self._store, self.key, "set", [_key(element)]):
             raise KeyError(element)
 
     def __contains__(self, element: object) -> bool:
@@ -197,7 +197,7 @@ class MapView(MutableMapping[bytes, bytes]):
         access.map_set(self._store, self.key, [_key(field), _key(value)])
 
     def __delitem__(self, field: bytes) -> None:
-        if not access.map_remove(self._store, self.key, [_key(field)]):
+        if not access.remove_elements(self._store, self.key, "map", [_key(field)]):
             raise KeyError(field)
 
     def set(self, fields: Mapping[bytes, bytes]) -> None:

@@ -9,7 +9,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from everwrite.atomic cimport AtomicKeyspace
 from everwrite.coding cimport Buffer, Slice
-from everwrite.state cimport KIND_MAP, KIND_NONE, KIND_SET, KIND_STRING, Element, Head, Kind
+from everwrite.state cimport KIND_MAP, KIND_NONE, KIND_SET, KIND_STRING, MAX_KEY, Element, Head, Kind
+from everwrite.status cimport Status
 
 
 cdef enum SetFlag:
@@ -25,6 +26,19 @@ cdef class TypedKeyspace(AtomicKeyspace):
     cdef bint absent                 # ... or holds nothing alive
 
     cdef int begin(self, Slice key) noexcept nogil                         # its Kind, expiry applied
+
+    cdef inline int begin_as(self, Slice key, int kind) noexcept nogil:
+        """As `begin`, but ERR_WRONG_TYPE when the key holds something else than a `kind`."""
+        cdef int held = self.begin(key)
+        return held if held <= 0 or held == kind else Status.ERR_WRONG_TYPE
+
+    cdef inline int load_as(self, Slice key, int kind, Slice name) noexcept nogil:
+        """Load an element of a key: 1, or 0 when it isn't there; ERR_WRONG_TYPE as `begin_as`."""
+        cdef int status = self.begin_as(key, kind)
+        if status <= 0:
+            return status
+        return self.load_element(kind, name) if name.size <= <size_t>MAX_KEY else 0
+
     cdef int _put_removals(self, int keep) noexcept nogil
     cdef int _put_resets(self) noexcept nogil
     cdef int _put_clears(self, int mask) noexcept nogil
@@ -34,9 +48,6 @@ cdef class TypedKeyspace(AtomicKeyspace):
     ) noexcept nogil
     cdef int _put_elements(
         self, int kind, const Slice* items, size_t count, bint with_values, int64_t* added
-    ) noexcept nogil
-    cdef int _remove_elements(
-        self, Slice key, int kind, const Slice* names, size_t count, int64_t* removed
     ) noexcept nogil
     cdef int _shown_element(self, Slice* value) noexcept nogil
 
@@ -59,15 +70,17 @@ cdef class TypedKeyspace(AtomicKeyspace):
     cdef int op_increment(self, Slice key, int64_t amount, int64_t* result) noexcept nogil
 
     cdef int op_set_add(self, Slice key, const Slice* elements, size_t count, int64_t* added) noexcept nogil
-    cdef int op_set_remove(self, Slice key, const Slice* elements, size_t count, int64_t* removed) noexcept nogil
     cdef int op_set_contains(self, Slice key, Slice element) noexcept nogil      # 1, 0
+    # Take out elements of a set, fields of a map, ...; *removed: how many were there
+    cdef int op_remove_elements(
+        self, Slice key, int kind, const Slice* names, size_t count, int64_t* removed
+    ) noexcept nogil
     # How many elements are alive of a set, fields of a map, ...
     cdef int op_cardinality(self, Slice key, int kind, int64_t* count) noexcept nogil
 
     # pairs: field, value, field, value ...; count is the number of pairs
     cdef int op_map_set(self, Slice key, const Slice* pairs, size_t count, int64_t* added) noexcept nogil
     cdef int op_map_get(self, Slice key, Slice field, Slice* value) noexcept nogil      # 1, 0
-    cdef int op_map_remove(self, Slice key, const Slice* fields, size_t count, int64_t* removed) noexcept nogil
     cdef int op_map_increment(self, Slice key, Slice field, int64_t amount, int64_t* result) noexcept nogil
 
 

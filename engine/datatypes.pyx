@@ -1,7 +1,6 @@
 """Register, counter, set and map operations; see datatypes.pxd."""
 
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint64_t
-from libc.string cimport memcmp
 
 from everwrite.atomic cimport AtomicKeyspace
 from everwrite.change cimport (
@@ -20,7 +19,6 @@ from everwrite.change cimport (
 )
 from everwrite.clock cimport Dot
 from everwrite.coding cimport (
-    Buffer,
     Slice,
     buffer_free,
     buffer_init,
@@ -32,7 +30,6 @@ from everwrite.coding cimport (
     put_varint,
     slice_of,
 )
-from everwrite.lsm cimport LsmIterator
 from everwrite.state cimport (
     KINDS_WITH_ROWS,
     MAX_KEY,
@@ -42,7 +39,6 @@ from everwrite.state cimport (
     Head,
     Row,
     element_decode,
-    element_key,
     element_live,
     head_count,
     head_deadline,
@@ -56,6 +52,7 @@ from everwrite.state cimport (
     show,
 )
 from everwrite.status cimport Status, fault_corrupt
+from everwrite.walk cimport Walk, walk_free, walk_next
 
 
 cdef Slice _empty() noexcept nogil:
@@ -114,28 +111,19 @@ cdef class TypedKeyspace(AtomicKeyspace):
 
     cdef int _put_element_floors(self, int kind) noexcept nogil:
         """The floors of every element (a map's field, say) with live increments, as an element part each."""
-        cdef LsmIterator* it = self.lsm.iterator()
-        cdef Buffer prefix
-        cdef Slice stored
+        cdef Walk walk
         cdef Slice name
         cdef size_t i
-        cdef int status
-        if it == NULL:
-            return Status.ERR_MEMORY
-        buffer_init(&prefix)
-        status = element_key(&prefix, self.loaded_key(), kind, _empty())
-        if status == 0:
-            status = self.lsm.seek(it, buffer_slice(&prefix))
-        while status > 0:
-            stored = self.lsm.key(it)
-            if stored.size < prefix.size or memcmp(stored.data, prefix.data, prefix.size) != 0:
+        cdef int status = self.walk_elements(kind, &walk)
+        while status >= 0:
+            status = walk_next(&walk, self.lsm, &name)
+            if status <= 0:
                 break
-            if element_decode(&self.element, self.lsm.value(it)) < 0:
+            if element_decode(&self.element, self.lsm.value(walk.it)) < 0:
                 status = fault_corrupt(b"key state", 0, b"an element can't be decoded")
                 break
             for i in range(self.element.row_count):
                 if row_live(&self.element.rows[i]):
-                    name = slice_of(stored.data + prefix.size, stored.size - prefix.size)
                     status = (
                         put_u8(&self.delta, PART_ELEMENT)
                         | put_u8(&self.delta, <uint8_t>kind)
@@ -145,10 +133,7 @@ cdef class TypedKeyspace(AtomicKeyspace):
                         | put_floor_list(&self.delta, self.element.rows, self.element.row_count)
                     )
                     break
-            if status >= 0:
-                status = self.lsm.next(it)
-        self.lsm.iterator_free(it)
-        buffer_free(&prefix)
+        walk_free(&walk, self.lsm)
         return status if status < 0 else Status.OK
 
     cdef int _put_clears(self, int mask) noexcept nogil:
@@ -375,18 +360,16 @@ cdef class TypedKeyspace(AtomicKeyspace):
             added[0] = <int64_t>(head_count(&self.head, kind) - before)
         return status
 
-    cdef int _remove_elements(
+    cdef int op_remove_elements(
         self, Slice key, int kind, const Slice* names, size_t count, int64_t* removed
     ) noexcept nogil:
         cdef uint64_t before
         cdef bint begun = False
         cdef size_t i
-        cdef int status = self.begin(key)
+        cdef int status = self.begin_as(key, kind)
         removed[0] = 0
         if status <= 0:
             return status
-        if status != kind:
-            return Status.ERR_WRONG_TYPE
         before = head_count(&self.head, kind)
         for i in range(count):
             if names[i].size > MAX_KEY:
@@ -416,72 +399,40 @@ cdef class TypedKeyspace(AtomicKeyspace):
         return status
 
     cdef int op_set_add(self, Slice key, const Slice* elements, size_t count, int64_t* added) noexcept nogil:
-        cdef int kind = self.begin(key)
-        if kind < 0:
-            return kind
-        if kind != Kind.KIND_NONE and kind != Kind.KIND_SET:
-            return Status.ERR_WRONG_TYPE
-        return self._put_elements(Kind.KIND_SET, elements, count, False, added)
-
-    cdef int op_set_remove(self, Slice key, const Slice* elements, size_t count, int64_t* removed) noexcept nogil:
-        return self._remove_elements(key, Kind.KIND_SET, elements, count, removed)
+        cdef int status = self.begin_as(key, Kind.KIND_SET)
+        return status if status < 0 else self._put_elements(Kind.KIND_SET, elements, count, False, added)
 
     cdef int op_set_contains(self, Slice key, Slice element) noexcept nogil:
-        cdef int status = self.begin(key)
-        if status <= 0:
-            return status
-        if status != Kind.KIND_SET:
-            return Status.ERR_WRONG_TYPE
-        if element.size > MAX_KEY:
-            return 0
-        status = self.load_element(Kind.KIND_SET, element)
-        return status if status < 0 else element_live(&self.element)
+        cdef int status = self.load_as(key, Kind.KIND_SET, element)
+        return status if status <= 0 else element_live(&self.element)
 
     cdef int op_cardinality(self, Slice key, int kind, int64_t* count) noexcept nogil:
-        cdef int status = self.begin(key)
+        cdef int status = self.begin_as(key, kind)
         count[0] = 0
         if status <= 0:
             return status
-        if status != kind:
-            return Status.ERR_WRONG_TYPE
         count[0] = <int64_t>head_count(&self.head, kind)
         return Status.OK
 
     cdef int op_map_set(self, Slice key, const Slice* pairs, size_t count, int64_t* added) noexcept nogil:
-        cdef int kind = self.begin(key)
-        if kind < 0:
-            return kind
-        if kind != Kind.KIND_NONE and kind != Kind.KIND_MAP:
-            return Status.ERR_WRONG_TYPE
-        return self._put_elements(Kind.KIND_MAP, pairs, count, True, added)
+        cdef int status = self.begin_as(key, Kind.KIND_MAP)
+        return status if status < 0 else self._put_elements(Kind.KIND_MAP, pairs, count, True, added)
 
     cdef int _shown_element(self, Slice* value) noexcept nogil:
         return show_element(&self.element, self.text, value)
 
     cdef int op_map_get(self, Slice key, Slice field, Slice* value) noexcept nogil:
-        cdef int status = self.begin(key)
-        if status <= 0:
-            return status
-        if status != Kind.KIND_MAP:
-            return Status.ERR_WRONG_TYPE
-        if field.size > MAX_KEY:
-            return 0
-        status = self.load_element(Kind.KIND_MAP, field)
+        cdef int status = self.load_as(key, Kind.KIND_MAP, field)
         return status if status <= 0 else self._shown_element(value)
-
-    cdef int op_map_remove(self, Slice key, const Slice* fields, size_t count, int64_t* removed) noexcept nogil:
-        return self._remove_elements(key, Kind.KIND_MAP, fields, count, removed)
 
     cdef int op_map_increment(self, Slice key, Slice field, int64_t amount, int64_t* result) noexcept nogil:
         cdef Slice shown
         cdef int64_t current = 0
         cdef int64_t total
-        cdef int kind = self.begin(key)
+        cdef int kind = self.begin_as(key, Kind.KIND_MAP)
         cdef int status
         if kind < 0:
             return kind
-        if kind != Kind.KIND_NONE and kind != Kind.KIND_MAP:
-            return Status.ERR_WRONG_TYPE
         if field.size > MAX_KEY:
             return Status.ERR_TOO_LARGE
         status = self.load_element(Kind.KIND_MAP, field)

@@ -13,6 +13,7 @@ from everwrite.coding cimport Buffer, Reader, Slice
 from everwrite.join cimport Seen
 from everwrite.lsm cimport Lsm, Pin
 from everwrite.state cimport Element, Head
+from everwrite.walk cimport Walk
 
 
 cdef class ElementStore:
@@ -30,7 +31,8 @@ cdef class ElementStore:
     cdef Slice loaded_key(self) noexcept nogil
     cdef int load_element(self, int kind, Slice name) noexcept nogil      # into `element`; of the loaded key
     cdef Slice element_name(self) noexcept nogil                          # of `element_key`, borrowed
-    cdef Slice kind_prefix(self, int kind) noexcept nogil                 # borrowed from `element_key`
+    # A walk along the loaded key's elements of a kind. OK, or an error; walk_free is due in either case.
+    cdef int walk_elements(self, int kind, Walk* walk) noexcept nogil
     cdef int encode_state(self, Buffer* into, Dot dot) noexcept nogil     # the loaded key, whole
 
     # What is derived from elements (counts aside) and kept locally: overridden by the layers that have some.

@@ -41,6 +41,7 @@ from everwrite.state cimport (
     head_init,
 )
 from everwrite.status cimport Status, fault_corrupt
+from everwrite.walk cimport Walk, walk_free, walk_init, walk_next
 
 
 cdef class ElementStore:
@@ -88,18 +89,18 @@ cdef class ElementStore:
         cdef size_t start = 5 + self.key.size
         return slice_of(self.element_key.data + start, self.element_key.size - start)
 
-    cdef Slice kind_prefix(self, int kind) noexcept nogil:
-        if element_key(&self.element_key, self.loaded_key(), kind, slice_of(NULL, 0)) != 0:
-            return slice_of(NULL, 0)
-        return buffer_slice(&self.element_key)
+    cdef int walk_elements(self, int kind, Walk* walk) noexcept nogil:
+        cdef int failed = walk_init(walk, self.lsm)
+        failed |= element_key(&walk.prefix, self.loaded_key(), kind, slice_of(NULL, 0))
+        failed |= put_bytes(&walk.edge, walk.prefix.data, walk.prefix.size)
+        return Status.ERR_MEMORY if failed else Status.OK
 
     cdef int encode_state(self, Buffer* into, Dot dot) noexcept nogil:
         """The loaded key as a full-state change named by `dot` (0, 0: none). Lasts: appended to `into`."""
-        cdef LsmIterator* it
-        cdef Buffer prefix
-        cdef Slice stored_key
+        cdef Walk walk
+        cdef Slice name
         cdef int failed
-        cdef int status
+        cdef int status = Status.OK
         cdef int kind
         cdef int i
         failed = put_change(into, CHANGE_FULL_STATE, dot, 0, buffer_slice(&self.key))
@@ -108,30 +109,21 @@ cdef class ElementStore:
         failed |= put_u8(into, PART_HEAD) | put_slice(into, buffer_slice(&self.encoded))
         if failed:
             return Status.ERR_MEMORY
-        if self.head.collection_count == 0:
-            return Status.OK
-        it = self.lsm.iterator()
-        if it == NULL:
-            return Status.ERR_MEMORY
-        buffer_init(&prefix)
-        status = Status.OK
         for i in range(self.head.collection_count):
             kind = self.head.collections[i].kind
-            failed = element_key(&prefix, self.loaded_key(), kind, slice_of(NULL, 0))
-            status = self.lsm.seek(it, buffer_slice(&prefix)) if not failed else Status.ERR_MEMORY
-            while status > 0:
-                stored_key = self.lsm.key(it)
-                if stored_key.size < prefix.size or memcmp(stored_key.data, prefix.data, prefix.size) != 0:
+            status = self.walk_elements(kind, &walk)
+            while status >= 0:
+                status = walk_next(&walk, self.lsm, &name)
+                if status <= 0:
                     break
                 failed = put_u8(into, PART_ELEMENT_STATE) | put_u8(into, <uint8_t>kind)
-                failed |= put_slice(into, slice_of(stored_key.data + prefix.size, stored_key.size - prefix.size))
-                failed |= put_slice(into, self.lsm.value(it))
-                status = self.lsm.next(it) if not failed else Status.ERR_MEMORY
+                failed |= put_slice(into, name) | put_slice(into, self.lsm.value(walk.it))
+                if failed:
+                    status = Status.ERR_MEMORY
+            walk_free(&walk, self.lsm)
             if status < 0:
-                break
-        self.lsm.iterator_free(it)
-        buffer_free(&prefix)
-        return status if status < 0 else Status.OK
+                return status
+        return Status.OK
 
     # ---- joining ----
 

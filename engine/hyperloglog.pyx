@@ -5,12 +5,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from everwrite.change cimport ELEMENT_WRITE
-from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, buffer_slice, put_bytes, slice_of
+from everwrite.coding cimport Slice, slice_of
 from everwrite.hashing cimport hash64
-from everwrite.lsm cimport LsmIterator
 from everwrite.quick cimport QuickKeyspace
 from everwrite.state cimport REGISTERS_BYTES, Kind, element_decode
 from everwrite.status cimport Status, fault_corrupt
+from everwrite.walk cimport Walk, walk_free, walk_next
 
 cdef extern from *:
     """
@@ -148,10 +148,8 @@ cdef class HyperLogLogKeyspace(QuickKeyspace):
         cdef uint8_t zero[SKETCH_GROUP]
         cdef uint8_t name
         cdef int group
-        cdef int status = self.begin(key)
+        cdef int status = self.begin_as(key, Kind.KIND_HYPERLOGLOG)
         grew[0] = False
-        if status > 0 and status != Kind.KIND_HYPERLOGLOG:
-            status = Status.ERR_WRONG_TYPE
         memset(zero, 0, sizeof(zero))
         memset(grows, 0, sizeof(grows))
         for group in range(SKETCH_GROUPS):
@@ -184,39 +182,25 @@ cdef class HyperLogLogKeyspace(QuickKeyspace):
 
     cdef int _collect(self, Slice key) noexcept nogil:
         """Raise `self.registers` to those of a key."""
-        cdef LsmIterator* it
-        cdef Buffer prefix
-        cdef Slice stored
+        cdef Walk walk
+        cdef Slice name
         cdef size_t i
-        cdef int status = self.begin(key)
+        cdef int status = self.begin_as(key, Kind.KIND_HYPERLOGLOG)
         if status <= 0:
             return status
-        if status != Kind.KIND_HYPERLOGLOG:
-            return Status.ERR_WRONG_TYPE
-        it = self.lsm.iterator()
-        if it == NULL:
-            return Status.ERR_MEMORY
-        buffer_init(&prefix)
-        stored = self.kind_prefix(Kind.KIND_HYPERLOGLOG)
-        status = Status.ERR_MEMORY
-        if put_bytes(&prefix, stored.data, stored.size) == 0:
-            status = self.lsm.seek(it, buffer_slice(&prefix))
-        while status > 0:
-            stored = self.lsm.key(it)
-            if stored.size < prefix.size or memcmp(stored.data, prefix.data, prefix.size) != 0:
+        status = self.walk_elements(Kind.KIND_HYPERLOGLOG, &walk)
+        while status >= 0:
+            status = walk_next(&walk, self.lsm, &name)
+            if status <= 0:
                 break
             # A name that no writer of ours makes says nothing about any register.
-            if stored.size == prefix.size + 1:
-                if element_decode(&self.element, self.lsm.value(it)) < 0:
+            if name.size == 1:
+                if element_decode(&self.element, self.lsm.value(walk.it)) < 0:
                     status = fault_corrupt(b"key state", 0, b"an element can't be decoded")
                     break
                 for i in range(self.element.size):
-                    sketch_raise(
-                        &self.registers[stored.data[prefix.size] * SKETCH_GROUP], self.element.dots[i].value.data
-                    )
-            status = self.lsm.next(it)
-        self.lsm.iterator_free(it)
-        buffer_free(&prefix)
+                    sketch_raise(&self.registers[name.data[0] * SKETCH_GROUP], self.element.dots[i].value.data)
+        walk_free(&walk, self.lsm)
         return status if status < 0 else Status.OK
 
     cdef int op_sketch_add(self, Slice key, const Slice* items, size_t count, bint* grew) noexcept nogil:

@@ -7,12 +7,13 @@ status into an exception.
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 
+from everwrite.access cimport released
 from everwrite.arguments cimport bytes_slice, bytes_slices
 from everwrite.coding cimport Slice, slice_of
 from everwrite.positions cimport place_name
 from everwrite.sequences cimport AFTER_POSITION, AT_INDEX, BEFORE_POSITION, Items
 from everwrite.sorted_sets cimport SCORE_GREATER, SCORE_LESS, SCORE_NEW, SCORE_OLD, Members
-from everwrite.state cimport KIND_SEQUENCE, KIND_SORTED_SET, wide_t
+from everwrite.state cimport KIND_SORTED_SET, wide_t
 from everwrite.status cimport Status
 from everwrite.store cimport Store
 
@@ -66,22 +67,6 @@ def sorted_set_increment(Store store not None, bytes key not None, bytes member 
         store.unlock()
     store._checked_commit(status)
     return amount
-
-
-def sorted_set_remove(Store store not None, bytes key not None, members not None):
-    """Remove members (a list of bytes). Returns how many were there."""
-    cdef Slice name = bytes_slice(key)
-    cdef int64_t removed = 0
-    cdef int status
-    cdef size_t count = len(members)
-    cdef Slice* slices = bytes_slices(members)
-    with nogil:
-        store.lock()
-        status = store.op_sorted_set_remove(name, slices, count, &removed)
-        store.unlock()
-    free(slices)
-    store._checked_commit(status)
-    return removed
 
 
 def sorted_set_score(Store store not None, bytes key not None, bytes member not None):
@@ -158,29 +143,12 @@ def sorted_set_pop(Store store not None, bytes key not None, bint from_end, size
             members = [member for member, _ in found]
             slices = bytes_slices(members)
             with nogil:
-                status = store.op_sorted_set_remove(name, slices, count, &removed)
+                status = store.op_remove_elements(name, KIND_SORTED_SET, slices, count, &removed)
     finally:
         free(slices)
         store.unlock()
     store._checked_commit(status)
     return found
-
-
-def sorted_set_size(Store store not None, bytes key not None):
-    """The number of members; 0 without the key."""
-    return _size(store, key, KIND_SORTED_SET)
-
-
-cdef _size(Store store, bytes key, int kind):
-    cdef Slice name = bytes_slice(key)
-    cdef int64_t count = 0
-    cdef int status
-    with nogil:
-        store.lock()
-        status = store.op_cardinality(name, kind, &count)
-        store.unlock()
-    store._check(status)
-    return count
 
 
 # ---- bounded counters ----
@@ -400,12 +368,7 @@ def sequence_get(Store store not None, bytes key not None, bytes position not No
     with nogil:
         store.lock()
         status = store.op_sequence_get(name, at, &value)
-    try:
-        found = value.data[: value.size] if status == 1 else None
-    finally:
-        store.unlock()
-    store._check(status)
-    return found
+    return released(store, status, value)
 
 
 def sequence_set(Store store not None, bytes key not None, bytes position not None, bytes value not None):
@@ -433,22 +396,6 @@ def sequence_set_at(Store store not None, bytes key not None, uint64_t index, bi
     return store._checked_commit(status) == 1
 
 
-def sequence_remove(Store store not None, bytes key not None, positions not None):
-    """Remove the items at positions (a list of bytes), together as one update. Returns how many were there."""
-    cdef Slice name = bytes_slice(key)
-    cdef int64_t removed = 0
-    cdef int status
-    cdef size_t count = len(positions)
-    cdef Slice* slices = bytes_slices(positions)
-    with nogil:
-        store.lock()
-        status = store.op_sequence_remove(name, slices, count, &removed)
-        store.unlock()
-    free(slices)
-    store._checked_commit(status)
-    return removed
-
-
 def sequence_pop(Store store not None, bytes key not None, uint64_t index, bint from_end):
     """Take out the item with this index, counted from the end or not: (position, value), or None beyond the ends."""
     cdef Slice name = bytes_slice(key)
@@ -465,8 +412,3 @@ def sequence_pop(Store store not None, bytes key not None, uint64_t index, bint 
         store.unlock()
     store._checked_commit(status)
     return found
-
-
-def sequence_size(Store store not None, bytes key not None):
-    """The number of items; 0 without the key."""
-    return _size(store, key, KIND_SEQUENCE)

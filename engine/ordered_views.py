@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import ClassVar, Literal, overload
 
-from everwrite import ordered_access
+from everwrite import access, ordered_access
 from everwrite.errors import OverflowError
 from everwrite.register_views import View
 from everwrite.store import Store
@@ -79,7 +79,7 @@ class SortedSet(View):
 
     def discard(self, *members: bytes) -> int:
         """Remove members if they are there, together as one update; returns how many were."""
-        return ordered_access.sorted_set_remove(self._store, self.key, [_bytes(member) for member in members])
+        return access.remove_elements(self._store, self.key, "sorted set", [_bytes(member) for member in members])
 
     def remove(self, member: bytes) -> None:
         """Remove a member; raises KeyError when it isn't there."""
@@ -106,7 +106,7 @@ class SortedSet(View):
         return self.score(_bytes(member)) is not None
 
     def __len__(self) -> int:
-        return ordered_access.sorted_set_size(self._store, self.key)
+        return access.cardinality(self._store, self.key, "sorted set")
 
     def __iter__(self) -> Iterator[bytes]:
         """The members by rising score. Writing meanwhile is allowed."""
@@ -324,7 +324,7 @@ class SequenceView(View, Sequence[bytes]):
     # ---- reading ----
 
     def __len__(self) -> int:
-        return ordered_access.sequence_size(self._store, self.key)
+        return access.cardinality(self._store, self.key, "sequence")
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
@@ -441,7 +441,7 @@ class SequenceView(View, Sequence[bytes]):
 
     def discard(self, *positions: bytes) -> int:
         """Remove the items at positions if they are there, together as one update; returns how many were."""
-        return ordered_access.sequence_remove(self._store, self.key, [_bytes(position) for position in positions])
+        return access.remove_elements(self._store, self.key, "sequence", [_bytes(position) for position in positions])
 
     def pop(self, index: int = -1) -> bytes:
         """Remove the item with this index and return its value. Raises IndexError when there is none."""

@@ -4,34 +4,16 @@ As in `access`: each function takes the store's lock, runs one native operation,
 status into an exception.
 """
 
-from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport free, malloc
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free
 
-from everwrite.coding cimport Slice, slice_of
+from everwrite.arguments cimport bytes_slice, bytes_slices
+from everwrite.coding cimport Slice
 from everwrite.registers cimport extreme_shown
 from everwrite.state cimport KIND_FLAG, KIND_MAX, KIND_MIN, KIND_MULTI
 from everwrite.store cimport Store
 
 from everwrite.errors import OverflowError
-
-
-cdef inline Slice _slice(bytes data):
-    return slice_of(<const uint8_t*>data, len(data))
-
-
-cdef Slice* _slices(items) except? NULL:
-    """Borrowed slices of a list or tuple of bytes; free() them."""
-    cdef size_t i = 0
-    cdef Slice* slices = <Slice*>malloc((len(items) or 1) * sizeof(Slice))
-    if slices == NULL:
-        raise MemoryError("out of memory for an operation's arguments")
-    for item in items:
-        if not isinstance(item, bytes):
-            free(slices)
-            raise TypeError(f"expected bytes, not {type(item).__name__}")
-        slices[i] = _slice(item)
-        i += 1
-    return slices
 
 
 def multi_set(Store store not None, bytes key not None, bytes value not None):
@@ -41,8 +23,8 @@ def multi_set(Store store not None, bytes key not None, bytes value not None):
 
 cdef int _write(Store store, bytes key, int kind, bytes value) except -1:
     cdef int status
-    cdef Slice name = _slice(key)
-    cdef Slice text = _slice(value)
+    cdef Slice name = bytes_slice(key)
+    cdef Slice text = bytes_slice(value)
     with nogil:
         store.lock()
         status = store.op_register_write(name, kind, text)
@@ -55,7 +37,7 @@ def multi_values(Store store not None, bytes key not None):
     """The concurrent values of a multi-value register, oldest first; empty without the key."""
     cdef int status
     cdef size_t i
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     found = ()
     with nogil:
         store.lock()
@@ -79,7 +61,7 @@ def flag_enable(Store store not None, bytes key not None):
 def flag_disable(Store store not None, bytes key not None):
     """Disable a flag. Returns whether it was enabled."""
     cdef int status
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     with nogil:
         store.lock()
         status = store.op_flag_disable(name)
@@ -90,7 +72,7 @@ def flag_disable(Store store not None, bytes key not None):
 def flag_enabled(Store store not None, bytes key not None):
     """Whether a flag is enabled."""
     cdef int status
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     with nogil:
         store.lock()
         status = store.op_register_load(name, KIND_FLAG)
@@ -108,7 +90,7 @@ def extreme_update(Store store not None, bytes key not None, str of, value):
     cdef int64_t wanted
     cdef int kind = _extreme(of)
     cdef int status
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     if not -(1 << 63) <= value < 1 << 63:
         raise OverflowError(f"the value is {value!r}; it must be an integer of 64 bits with sign")
     wanted = value
@@ -125,7 +107,7 @@ def extreme_value(Store store not None, bytes key not None, str of):
     cdef int64_t shown = 0
     cdef int kind = _extreme(of)
     cdef int status
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     with nogil:
         store.lock()
         status = store.op_register_load(name, kind)
@@ -148,9 +130,9 @@ def sketch_merge(Store store not None, bytes key not None, sources):
 cdef bint _grow(Store store, bytes key, items, bint merges) except? False:
     cdef bint grew = False
     cdef int status
-    cdef Slice name = _slice(key)
+    cdef Slice name = bytes_slice(key)
     cdef size_t count = len(items)
-    cdef Slice* slices = _slices(items)
+    cdef Slice* slices = bytes_slices(items)
     with nogil:
         store.lock()
         if merges:
@@ -168,7 +150,7 @@ def sketch_count(Store store not None, keys):
     cdef int64_t items = 0
     cdef int status
     cdef size_t count = len(keys)
-    cdef Slice* slices = _slices(keys)
+    cdef Slice* slices = bytes_slices(keys)
     with nogil:
         store.lock()
         status = store.op_sketch_count(slices, count, &items)

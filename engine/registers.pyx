@@ -28,11 +28,9 @@ cdef class RegisterKeyspace(HyperLogLogKeyspace):
     """Operations on registers of other kinds than the plain one."""
 
     cdef int op_register_load(self, Slice key, int kind) noexcept nogil:
-        cdef int status = self.begin(key)
+        cdef int status = self.begin_as(key, kind)
         if status <= 0:
             return status
-        if status != kind:
-            return Status.ERR_WRONG_TYPE
         status = self.load_element(kind, _empty())
         return status if status < 0 else self.element.size > 0
 
@@ -40,9 +38,7 @@ cdef class RegisterKeyspace(HyperLogLogKeyspace):
         cdef int status
         if value.size > MAX_VALUE:
             return Status.ERR_TOO_LARGE
-        status = self.begin(key)
-        if status > 0 and status != kind:
-            return Status.ERR_WRONG_TYPE
+        status = self.begin_as(key, kind)
         if status >= 0:
             status = self.delta_begin()
         if status == Status.OK:

@@ -2,29 +2,24 @@
 
 from libc.stdint cimport int64_t
 
-from everwrite.coding cimport Buffer, Slice
-from everwrite.lsm cimport LsmIterator
+from everwrite.coding cimport Slice
 from everwrite.sequences cimport SequencedKeyspace
 from everwrite.state cimport Element, Head
+from everwrite.walk cimport Walk
 
 
 cdef struct Elements:
     # An open iteration over a set or map: see elements_open.
-    LsmIterator* it
-    Buffer prefix
-    Buffer start
+    Walk walk
     Element element
     char text[32]
-    bint started
 
 
 cdef struct Keys:
     # An open iteration over keys: see keys_open.
-    LsmIterator* it
-    Buffer start
+    Walk walk
     Head head
     int64_t now
-    bint started
 
 
 cdef class ScannedKeyspace(SequencedKeyspace):

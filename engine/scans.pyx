@@ -2,7 +2,6 @@
 
 from libc.stdint cimport INT64_MAX, int64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp
 
 from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, buffer_slice, put_bytes, slice_of
 from everwrite.datatypes cimport Kind, show_element
@@ -25,6 +24,7 @@ from everwrite.state cimport (
     head_kind,
 )
 from everwrite.status cimport Status, fault_corrupt
+from everwrite.walk cimport walk_free, walk_init, walk_next
 
 # After a deadline the region that set it removes the key; the others step in when that hasn't happened for so long.
 cdef enum Reaping:
@@ -45,24 +45,19 @@ cdef class ScannedKeyspace(SequencedKeyspace):
         return self.elements_open_from(key, kind, _empty(), it)
 
     cdef int elements_open_from(self, Slice key, int kind, Slice start, Elements** it) noexcept nogil:
-        cdef int status = self.begin(key)
+        cdef int failed
+        cdef int status = self.begin_as(key, kind)
         it[0] = NULL
         if status <= 0:
             return status
-        if status != kind:
-            return Status.ERR_WRONG_TYPE
         it[0] = <Elements*>calloc(1, sizeof(Elements))
         if it[0] == NULL:
             return Status.ERR_MEMORY
         element_init(&it[0].element)
-        buffer_init(&it[0].prefix)
-        it[0].it = self.lsm.iterator()
-        buffer_init(&it[0].start)
-        if (
-            it[0].it == NULL
-            or element_key(&it[0].prefix, key, kind, _empty()) != 0
-            or element_key(&it[0].start, key, kind, start) != 0
-        ):
+        failed = walk_init(&it[0].walk, self.lsm)
+        failed |= element_key(&it[0].walk.prefix, key, kind, _empty())
+        failed |= element_key(&it[0].walk.edge, key, kind, start)
+        if failed:
             self.elements_close(it[0])
             it[0] = NULL
             return Status.ERR_MEMORY
@@ -70,74 +65,53 @@ cdef class ScannedKeyspace(SequencedKeyspace):
 
     cdef int elements_next(self, Elements* it, Slice* name, Slice* value) noexcept nogil:
         cdef int status
-        cdef Slice stored
         while True:
-            if it.started:
-                status = self.lsm.next(it.it)
-            else:
-                it.started = True
-                status = self.lsm.seek(it.it, buffer_slice(&it.start))
+            status = walk_next(&it.walk, self.lsm, name)
             if status <= 0:
                 return status
-            stored = self.lsm.key(it.it)
-            if stored.size < it.prefix.size or memcmp(stored.data, it.prefix.data, it.prefix.size) != 0:
-                return 0
-            if element_decode(&it.element, self.lsm.value(it.it)) < 0:
+            if element_decode(&it.element, self.lsm.value(it.walk.it)) < 0:
                 return fault_corrupt(b"key state", 0, b"an element can't be decoded")
             if element_live(&it.element):
-                name[0] = slice_of(stored.data + it.prefix.size, stored.size - it.prefix.size)
                 return show_element(&it.element, it.text, value)
 
     cdef void elements_close(self, Elements* it) noexcept nogil:
         if it != NULL:
-            if it.it != NULL:
-                self.lsm.iterator_free(it.it)
-            buffer_free(&it.prefix)
-            buffer_free(&it.start)
+            walk_free(&it.walk, self.lsm)
             element_free(&it.element)
             free(it)
 
     cdef Keys* keys_open(self, Slice start) noexcept nogil:
+        cdef int failed
         cdef Keys* it = <Keys*>calloc(1, sizeof(Keys))
         if it == NULL:
             return NULL
         head_init(&it.head)
-        buffer_init(&it.start)
         it.now = self.clock.now_ms()
-        it.it = self.lsm.iterator()
-        if it.it == NULL or entry_key(&it.start, SPACE_USER, start) != 0:
+        failed = walk_init(&it.walk, self.lsm)
+        failed |= entry_key(&it.walk.prefix, SPACE_USER, _empty())
+        failed |= entry_key(&it.walk.edge, SPACE_USER, start)
+        if failed:
             self.keys_close(it)
             return NULL
         return it
 
     cdef int keys_next(self, Keys* it, Slice* key, int* kind) noexcept nogil:
         cdef int status
-        cdef Slice stored
         if self.failed:
             return Status.ERR_FAILED
         while True:
-            if it.started:
-                status = self.lsm.next(it.it)
-            else:
-                it.started = True
-                status = self.lsm.seek(it.it, buffer_slice(&it.start))
+            status = walk_next(&it.walk, self.lsm, key)
             if status <= 0:
                 return status
-            stored = self.lsm.key(it.it)
-            if stored.data[0] != SPACE_USER:
-                return 0
-            if head_decode(&it.head, self.lsm.value(it.it)) < 0:
+            if head_decode(&it.head, self.lsm.value(it.walk.it)) < 0:
                 return fault_corrupt(b"key state", 0, b"the head of a key can't be decoded")
             kind[0] = head_kind(&it.head)
             if kind[0] and not head_expired(&it.head, it.now):
-                key[0] = slice_of(stored.data + 1, stored.size - 1)
                 return 1
 
     cdef void keys_close(self, Keys* it) noexcept nogil:
         if it != NULL:
-            if it.it != NULL:
-                self.lsm.iterator_free(it.it)
-            buffer_free(&it.start)
+            walk_free(&it.walk, self.lsm)
             head_free(&it.head)
             free(it)
 

@@ -8,9 +8,9 @@ from libc.stdint cimport int64_t, uint64_t
 
 from everwrite.bounded_counters cimport BoundedKeyspace
 from everwrite.coding cimport Buffer, Slice
-from everwrite.lsm cimport LsmIterator
 from everwrite.positions cimport Place
 from everwrite.state cimport Element
+from everwrite.walk cimport Walk
 
 
 cdef enum Where:
@@ -22,13 +22,8 @@ cdef enum Where:
 
 cdef struct Items:
     # An open walk along a sequence: see items_open.
-    LsmIterator* it
-    Buffer prefix
-    Buffer edge
+    Walk walk
     Element element
-    bint reverse
-    bint beyond_edge
-    bint started
 
 
 cdef class SequencedKeyspace(BoundedKeyspace):
@@ -59,7 +54,6 @@ cdef class SequencedKeyspace(BoundedKeyspace):
     # Take out an item: 1, its position in item_name and its value, or 0 when there is none.
     cdef int op_sequence_pop(self, Slice key, uint64_t index, bint from_end, Slice* value) noexcept nogil
     cdef int op_sequence_get(self, Slice key, Slice position, Slice* value) noexcept nogil
-    cdef int op_sequence_remove(self, Slice key, const Slice* positions, size_t count, int64_t* removed) noexcept nogil
     # How many items lie before a position, be it taken or not.
     cdef int op_sequence_index(self, Slice key, Slice position, uint64_t* index) noexcept nogil
 

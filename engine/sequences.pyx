@@ -2,7 +2,6 @@
 
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp
 
 from everwrite.bounded_counters cimport BoundedKeyspace
 from everwrite.change cimport ELEMENT_WRITE
@@ -14,12 +13,10 @@ from everwrite.coding cimport (
     buffer_slice,
     put_bytes,
     put_u8,
-    slice_equal,
     slice_of,
 )
 from everwrite.positions cimport place_between, place_name, position_valid
 from everwrite.state cimport (
-    KIND_NONE,
     KIND_SEQUENCE,
     MAX_KEY,
     MAX_VALUE,
@@ -30,6 +27,7 @@ from everwrite.state cimport (
     head_count,
 )
 from everwrite.status cimport Status, fault_corrupt
+from everwrite.walk cimport walk_free, walk_init, walk_next
 
 
 cdef class SequencedKeyspace(BoundedKeyspace):
@@ -50,12 +48,10 @@ cdef class SequencedKeyspace(BoundedKeyspace):
     # ---- walking ----
 
     cdef int items_open(self, Slice key, bint reverse, const Slice* edge, bint beyond, Items** it) noexcept nogil:
-        cdef int status = self.begin(key)
+        cdef int status = self.begin_as(key, KIND_SEQUENCE)
         it[0] = NULL
         if status <= 0:
             return status
-        if status != KIND_SEQUENCE:
-            return Status.ERR_WRONG_TYPE
         status = self._items_start(reverse, edge, beyond, it)
         return status if status < 0 else 1
 
@@ -67,52 +63,32 @@ cdef class SequencedKeyspace(BoundedKeyspace):
         if it[0] == NULL:
             return Status.ERR_MEMORY
         element_init(&it[0].element)
-        buffer_init(&it[0].prefix)
-        buffer_init(&it[0].edge)
-        it[0].it = self.lsm.iterator()
-        it[0].reverse = reverse
-        it[0].beyond_edge = beyond
-        failed = element_key(&it[0].prefix, key, KIND_SEQUENCE, slice_of(NULL, 0))
-        failed |= element_key(&it[0].edge, key, KIND_SEQUENCE, edge[0] if edge != NULL else slice_of(NULL, 0))
+        failed = walk_init(&it[0].walk, self.lsm)
+        it[0].walk.reverse = reverse
+        it[0].walk.beyond_edge = beyond
+        failed |= element_key(&it[0].walk.prefix, key, KIND_SEQUENCE, slice_of(NULL, 0))
+        failed |= element_key(&it[0].walk.edge, key, KIND_SEQUENCE, edge[0] if edge != NULL else slice_of(NULL, 0))
         if edge == NULL and reverse:
             # Above all positions, which begin with 0x40 or 0x80.
-            failed |= put_u8(&it[0].edge, 0xFF)
-        if failed or it[0].it == NULL:
+            failed |= put_u8(&it[0].walk.edge, 0xFF)
+        if failed:
             self.items_close(it[0])
             it[0] = NULL
             return Status.ERR_MEMORY
         return Status.OK
 
     cdef int items_next(self, Items* it, Slice* position, Slice* value) noexcept nogil:
-        cdef Slice stored
-        cdef int status
-        if it.started:
-            status = self.lsm.prev(it.it) if it.reverse else self.lsm.next(it.it)
-        else:
-            it.started = True
-            if it.reverse:
-                status = self.lsm.seek_for_prev(it.it, buffer_slice(&it.edge))
-            else:
-                status = self.lsm.seek(it.it, buffer_slice(&it.edge))
-            if status > 0 and it.beyond_edge and slice_equal(self.lsm.key(it.it), buffer_slice(&it.edge)):
-                status = self.lsm.prev(it.it) if it.reverse else self.lsm.next(it.it)
+        cdef int status = walk_next(&it.walk, self.lsm, position)
         if status <= 0:
             return status
-        stored = self.lsm.key(it.it)
-        if stored.size < it.prefix.size or memcmp(stored.data, it.prefix.data, it.prefix.size) != 0:
-            return 0
-        if element_decode(&it.element, self.lsm.value(it.it)) < 0 or it.element.size == 0:
+        if element_decode(&it.element, self.lsm.value(it.walk.it)) < 0 or it.element.size == 0:
             return fault_corrupt(b"key state", 0, b"an item of a sequence can't be decoded")
-        position[0] = slice_of(stored.data + it.prefix.size, stored.size - it.prefix.size)
         value[0] = it.element.dots[it.element.size - 1].value
         return 1
 
     cdef void items_close(self, Items* it) noexcept nogil:
         if it != NULL:
-            if it.it != NULL:
-                self.lsm.iterator_free(it.it)
-            buffer_free(&it.prefix)
-            buffer_free(&it.edge)
+            walk_free(&it.walk, self.lsm)
             element_free(&it.element)
             free(it)
 
@@ -143,13 +119,9 @@ cdef class SequencedKeyspace(BoundedKeyspace):
     cdef int items_open_at(
         self, Slice key, uint64_t index, bint from_end, Items** it, Slice* position, Slice* value
     ) noexcept nogil:
-        cdef int status = self.begin(key)
+        cdef int status = self.begin_as(key, KIND_SEQUENCE)
         it[0] = NULL
-        if status <= 0:
-            return status
-        if status != KIND_SEQUENCE:
-            return Status.ERR_WRONG_TYPE
-        return self._walk_to(index, from_end, it, position, value)
+        return status if status <= 0 else self._walk_to(index, from_end, it, position, value)
 
     # ---- operations ----
 
@@ -196,12 +168,10 @@ cdef class SequencedKeyspace(BoundedKeyspace):
         self, Slice key, int where, Slice position, uint64_t index, const Slice* values, size_t count
     ) noexcept nogil:
         cdef size_t i
-        cdef int kind = self.begin(key)
+        cdef int kind = self.begin_as(key, KIND_SEQUENCE)
         cdef int status = Status.OK
         if kind < 0:
             return kind
-        if kind != KIND_NONE and kind != KIND_SEQUENCE:
-            return Status.ERR_WRONG_TYPE
         for i in range(count):
             if values[i].size > <size_t>MAX_VALUE:
                 return Status.ERR_TOO_LARGE
@@ -237,16 +207,7 @@ cdef class SequencedKeyspace(BoundedKeyspace):
 
     cdef int _load_item(self, Slice key, Slice position) noexcept nogil:
         """Load the item at a position: 1, or 0 when it isn't there."""
-        cdef int status = self.begin(key)
-        if not position_valid(position):
-            return Status.ERR_NOT_A_POSITION
-        if status <= 0:
-            return status
-        if status != KIND_SEQUENCE:
-            return Status.ERR_WRONG_TYPE
-        if position.size > <size_t>MAX_KEY:
-            return 0
-        return self.load_element(KIND_SEQUENCE, position)
+        return self.load_as(key, KIND_SEQUENCE, position) if position_valid(position) else Status.ERR_NOT_A_POSITION
 
     cdef int _write_item(self, Slice position, Slice value) noexcept nogil:
         cdef int status = self.delta_begin()
@@ -298,7 +259,7 @@ cdef class SequencedKeyspace(BoundedKeyspace):
             return status
         value[0] = buffer_slice(&self.popped)
         name = buffer_slice(&self.item_name)
-        status = self._remove_elements(key, KIND_SEQUENCE, &name, 1, &removed)
+        status = self.op_remove_elements(key, KIND_SEQUENCE, &name, 1, &removed)
         return status if status < 0 else 1
 
     cdef int op_sequence_get(self, Slice key, Slice position, Slice* value) noexcept nogil:
@@ -306,11 +267,6 @@ cdef class SequencedKeyspace(BoundedKeyspace):
         if status == 1:
             value[0] = self.element.dots[self.element.size - 1].value
         return status
-
-    cdef int op_sequence_remove(
-        self, Slice key, const Slice* positions, size_t count, int64_t* removed
-    ) noexcept nogil:
-        return self._remove_elements(key, KIND_SEQUENCE, positions, count, removed)
 
     cdef int op_sequence_index(self, Slice key, Slice position, uint64_t* index) noexcept nogil:
         cdef Items* it

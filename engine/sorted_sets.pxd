@@ -11,8 +11,8 @@ Invariant: a member has exactly one entry in the index, under the score that it 
 from libc.stdint cimport int64_t, uint64_t
 
 from everwrite.coding cimport Buffer, Slice
-from everwrite.lsm cimport LsmIterator
 from everwrite.registers cimport RegisterKeyspace
+from everwrite.walk cimport Walk
 
 
 cdef enum SortedSetFlag:
@@ -25,13 +25,8 @@ cdef enum SortedSetFlag:
 
 cdef struct Members:
     # An open walk along the order: see members_open.
-    LsmIterator* it
-    Buffer prefix
-    Buffer edge            # where to begin
+    Walk walk
     uint64_t last          # the farthest score of interest, sortable
-    bint reverse
-    bint beyond_edge       # the edge itself isn't wanted
-    bint started
 
 
 cdef class SortedKeyspace(RegisterKeyspace):
@@ -47,7 +42,6 @@ cdef class SortedKeyspace(RegisterKeyspace):
     ) noexcept nogil
     # *score: in, the amount (finite); out, the new score. ERR_OVERFLOW when a sum isn't finite any more.
     cdef int op_sorted_set_increment(self, Slice key, Slice member, double* score) noexcept nogil
-    cdef int op_sorted_set_remove(self, Slice key, const Slice* members, size_t count, int64_t* removed) noexcept nogil
     cdef int op_sorted_set_score(self, Slice key, Slice member, double* score) noexcept nogil      # 1, 0
 
     # Members with scores from `first` to `last`, both included; in reverse, `first` is the greater.

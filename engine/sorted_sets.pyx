@@ -3,7 +3,6 @@
 from libc.math cimport isfinite, isnan
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp
 
 from everwrite.change cimport ELEMENT_TOTAL, ELEMENT_WRITE, PART_ELEMENT
 from everwrite.coding cimport (
@@ -17,7 +16,6 @@ from everwrite.coding cimport (
     put_u8,
     put_u64,
     put_varint,
-    slice_equal,
     slice_of,
 )
 from everwrite.registers cimport RegisterKeyspace
@@ -33,7 +31,6 @@ from everwrite.scores cimport (
     store_sortable,
 )
 from everwrite.state cimport (
-    KIND_NONE,
     KIND_SORTED_SET,
     MAX_KEY,
     SPACE_ORDER,
@@ -44,6 +41,7 @@ from everwrite.state cimport (
     rows_find,
 )
 from everwrite.status cimport Status, fault_corrupt
+from everwrite.walk cimport walk_free, walk_init, walk_next
 
 
 cdef int _put_order_prefix(Buffer* into, Slice key) noexcept nogil:
@@ -122,13 +120,11 @@ cdef class SortedKeyspace(RegisterKeyspace):
         cdef bint live
         cdef double score
         cdef size_t i
-        cdef int status = self.begin(key)
+        cdef int status = self.begin_as(key, KIND_SORTED_SET)
         added[0] = 0
         changed[0] = 0
         if status < 0:
             return status
-        if status != KIND_NONE and status != KIND_SORTED_SET:
-            return Status.ERR_WRONG_TYPE
         for i in range(count):
             if members[i].size > <size_t>MAX_KEY:
                 return Status.ERR_TOO_LARGE
@@ -170,11 +166,9 @@ cdef class SortedKeyspace(RegisterKeyspace):
         cdef double shown = amount
         cdef bint anew = False
         cdef int failed
-        cdef int status = self.begin(key)
+        cdef int status = self.begin_as(key, KIND_SORTED_SET)
         if status < 0:
             return status
-        if status != KIND_NONE and status != KIND_SORTED_SET:
-            return Status.ERR_WRONG_TYPE
         if member.size > <size_t>MAX_KEY:
             return Status.ERR_TOO_LARGE
         if not isfinite(amount):
@@ -217,20 +211,8 @@ cdef class SortedKeyspace(RegisterKeyspace):
             score[0] = shown
         return status
 
-    cdef int op_sorted_set_remove(
-        self, Slice key, const Slice* members, size_t count, int64_t* removed
-    ) noexcept nogil:
-        return self._remove_elements(key, KIND_SORTED_SET, members, count, removed)
-
     cdef int op_sorted_set_score(self, Slice key, Slice member, double* score) noexcept nogil:
-        cdef int status = self.begin(key)
-        if status <= 0:
-            return status
-        if status != KIND_SORTED_SET:
-            return Status.ERR_WRONG_TYPE
-        if member.size > <size_t>MAX_KEY:
-            return 0
-        status = self.load_element(KIND_SORTED_SET, member)
+        cdef int status = self.load_as(key, KIND_SORTED_SET, member)
         if status < 0 or not element_live(&self.element):
             return status if status < 0 else 0
         score[0] = element_score(&self.element)
@@ -243,68 +225,44 @@ cdef class SortedKeyspace(RegisterKeyspace):
     ) noexcept nogil:
         cdef uint64_t order = sortable(first)
         cdef int failed
-        cdef int status = self.begin(key)
+        cdef int status = self.begin_as(key, KIND_SORTED_SET)
         it[0] = NULL
         if status <= 0:
             return status
-        if status != KIND_SORTED_SET:
-            return Status.ERR_WRONG_TYPE
         it[0] = <Members*>calloc(1, sizeof(Members))
         if it[0] == NULL:
             return Status.ERR_MEMORY
-        buffer_init(&it[0].prefix)
-        buffer_init(&it[0].edge)
-        it[0].it = self.lsm.iterator()
+        failed = walk_init(&it[0].walk, self.lsm)
+        it[0].walk.reverse = reverse
+        it[0].walk.beyond_edge = reverse or after != NULL
         it[0].last = sortable(last)
-        it[0].reverse = reverse
-        failed = _put_order_prefix(&it[0].prefix, key)
-        if after != NULL:
-            it[0].beyond_edge = True
-            failed |= _put_order_key(&it[0].edge, key, order, after[0])
-        elif reverse:
+        if reverse and after == NULL:
             # Nothing sorts above the greatest number, so there is a next place in the order of bytes.
-            it[0].beyond_edge = True
-            failed |= _put_order_key(&it[0].edge, key, order + 1, slice_of(NULL, 0))
-        else:
-            failed |= _put_order_key(&it[0].edge, key, order, slice_of(NULL, 0))
-        if failed or it[0].it == NULL:
+            order += 1
+        failed |= _put_order_prefix(&it[0].walk.prefix, key)
+        failed |= _put_order_key(&it[0].walk.edge, key, order, after[0] if after != NULL else slice_of(NULL, 0))
+        if failed:
             self.members_close(it[0])
             it[0] = NULL
             return Status.ERR_MEMORY
         return 1
 
     cdef int members_next(self, Members* it, Slice* member, double* score) noexcept nogil:
-        cdef Slice stored
+        cdef Slice rest
         cdef uint64_t order
-        cdef int status
-        if it.started:
-            status = self.lsm.prev(it.it) if it.reverse else self.lsm.next(it.it)
-        else:
-            it.started = True
-            if it.reverse:
-                status = self.lsm.seek_for_prev(it.it, buffer_slice(&it.edge))
-            else:
-                status = self.lsm.seek(it.it, buffer_slice(&it.edge))
-            if status > 0 and it.beyond_edge and slice_equal(self.lsm.key(it.it), buffer_slice(&it.edge)):
-                status = self.lsm.prev(it.it) if it.reverse else self.lsm.next(it.it)
+        cdef int status = walk_next(&it.walk, self.lsm, &rest)
         if status <= 0:
             return status
-        stored = self.lsm.key(it.it)
-        if stored.size < it.prefix.size or memcmp(stored.data, it.prefix.data, it.prefix.size) != 0:
-            return 0
-        if stored.size < it.prefix.size + 8:
+        if rest.size < 8:
             return fault_corrupt(b"key state", 0, b"an entry of a sorted set's order is too short")
-        order = load_sortable(stored.data + it.prefix.size)
-        if order < it.last if it.reverse else order > it.last:
+        order = load_sortable(rest.data)
+        if order < it.last if it.walk.reverse else order > it.last:
             return 0
         score[0] = of_sortable(order)
-        member[0] = slice_of(stored.data + it.prefix.size + 8, stored.size - it.prefix.size - 8)
+        member[0] = slice_of(rest.data + 8, rest.size - 8)
         return 1
 
     cdef void members_close(self, Members* it) noexcept nogil:
         if it != NULL:
-            if it.it != NULL:
-                self.lsm.iterator_free(it.it)
-            buffer_free(&it.prefix)
-            buffer_free(&it.edge)
+            walk_free(&it.walk, self.lsm)
             free(it)

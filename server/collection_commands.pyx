@@ -42,7 +42,7 @@ cdef void run_sadd(Store store, Call* call) noexcept nogil:
 
 cdef void run_srem(Store store, Call* call) noexcept nogil:
     cdef int64_t removed = 0
-    cdef int status = store.op_set_remove(call.args[1], call.args + 2, call.count - 2, &removed)
+    cdef int status = store.op_remove_elements(call.args[1], Kind.KIND_SET, call.args + 2, call.count - 2, &removed)
     _reply_count(call, status, removed)
 
 
@@ -181,7 +181,7 @@ cdef void run_hgetall(Store store, Call* call) noexcept nogil:
 
 cdef void run_hdel(Store store, Call* call) noexcept nogil:
     cdef int64_t removed = 0
-    cdef int status = store.op_map_remove(call.args[1], call.args + 2, call.count - 2, &removed)
+    cdef int status = store.op_remove_elements(call.args[1], Kind.KIND_MAP, call.args + 2, call.count - 2, &removed)
     _reply_count(call, status, removed)
 
 

@@ -10,6 +10,9 @@ import hypothesis
 import psutil
 import pytest
 
+from everwrite.database import Database
+from tests.stores import open_store
+
 PR_SET_CHILD_SUBREAPER = 36
 
 # No deadline: how fast an example runs is nothing that a test asserts.
@@ -57,3 +60,15 @@ def no_new_processes() -> Iterator[None]:
     before = {child.pid for child in leftovers()}
     yield
     assert {child.pid for child in leftovers()} <= before
+
+
+@pytest.fixture
+def db() -> Iterator[Database]:
+    with open_store(1) as opened:
+        yield opened
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Database, Database]]:
+    with open_store(1) as one, open_store(2) as other:
+        yield one, other

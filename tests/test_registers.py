@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -16,35 +16,13 @@ from everwrite import access, register_access
 from everwrite.batch import CHANGES, STATES, encode_batch
 from everwrite.database import Database
 from everwrite.kinds import KIND_NAMES
-from everwrite.memory_files import MemoryFiles
 from tests.reference.model_store import USER
 from tests.reference.sketch import estimate, groups_of
 from tests.reference.state_format import read_full_state
 from tests.reference.vocabulary import Kind
+from tests.stores import exchange, open_store
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
-
-
-def open_store(number: int) -> Database:
-    return everwrite.open("/data", "os", files=MemoryFiles(), background=False, store_id=number)
-
-
-@pytest.fixture
-def db() -> Iterator[Database]:
-    with open_store(1) as opened:
-        yield opened
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Database, Database]]:
-    with open_store(1) as one, open_store(2) as other:
-        yield one, other
-
-
-def exchange(*stores: Database) -> None:
-    for receiver, sender in permutations(stores, 2):
-        for batch in sender.changes(receiver.applied):
-            receiver.apply(batch)
 
 
 def changes_of(db: Database, write: Callable[[], object]) -> int:

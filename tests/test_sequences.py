@@ -2,45 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import permutations
+from collections.abc import Callable
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import everwrite
 from everwrite.batch import decode_batch, encode_batch
 from everwrite.database import Database
 from everwrite.errors import InsufficientRightsError, ProtocolError, ReadOnlyError, WrongTypeError
-from everwrite.memory_files import MemoryFiles
 from everwrite.positions import between
 from tests.reference import positions as twin
-
-
-def open_store(number: int, memtable_bytes: int = 1 << 20) -> Database:
-    return everwrite.open(
-        "/data", "os", files=MemoryFiles(), background=False, store_id=number, memtable_bytes=memtable_bytes
-    )
-
-
-@pytest.fixture
-def db() -> Iterator[Database]:
-    with open_store(1) as opened:
-        yield opened
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Database, Database]]:
-    with open_store(1) as one, open_store(2) as other:
-        yield one, other
-
-
-def exchange(*stores: Database) -> None:
-    for receiver, sender in permutations(stores, 2):
-        for batch in sender.changes(receiver.applied):
-            receiver.apply(batch)
+from tests.stores import exchange, open_store
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60))
@@ -48,7 +22,7 @@ def exchange(*stores: Database) -> None:
 def test_it_is_a_list(seed: int, steps: int) -> None:
     random = Random(seed)
     model: list[bytes] = []
-    with open_store(1, 1 << 14) as db:
+    with open_store(1, memtable_bytes=1 << 14) as db:
         items = db.sequence(b"k")
         for number in range(steps):
             value, index = b"%d" % number, random.randint(-4, 8)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from itertools import permutations
 from random import Random
 
 import pytest
@@ -14,33 +12,9 @@ from hypothesis import strategies as st
 import everwrite
 from everwrite.database import Database
 from everwrite.errors import OverflowError, TooLargeError, WrongTypeError
-from everwrite.memory_files import MemoryFiles
+from tests.stores import exchange, open_store
 
 SCORES = st.floats(allow_nan=False)
-
-
-def open_store(number: int, memtable_bytes: int = 1 << 20) -> Database:
-    return everwrite.open(
-        "/data", "os", files=MemoryFiles(), background=False, store_id=number, memtable_bytes=memtable_bytes
-    )
-
-
-@pytest.fixture
-def db() -> Iterator[Database]:
-    with open_store(1) as opened:
-        yield opened
-
-
-@pytest.fixture
-def pair() -> Iterator[tuple[Database, Database]]:
-    with open_store(1) as one, open_store(2) as other:
-        yield one, other
-
-
-def exchange(*stores: Database) -> None:
-    for receiver, sender in permutations(stores, 2):
-        for batch in sender.changes(receiver.applied):
-            receiver.apply(batch)
 
 
 def test_members_come_by_score_then_by_bytes(db: Database) -> None:
@@ -71,7 +45,7 @@ def test_members_come_by_score_then_by_bytes(db: Database) -> None:
 @given(st.dictionaries(st.binary(max_size=3), SCORES, max_size=30), SCORES, SCORES)
 @settings(max_examples=300)
 def test_ranges_are_those_of_a_sorted_list(scores: dict[bytes, float], low: float, high: float) -> None:
-    with open_store(1, 4096) as db:
+    with open_store(1, memtable_bytes=4096) as db:
         db.sorted_set(b"\x05").update({b"x": 1.0})
         board = db.sorted_set(b"k")
         board.update(scores)
@@ -222,7 +196,7 @@ def test_a_delta_is_a_few_dozen_bytes_however_many_members(db: Database) -> None
 def test_the_order_is_that_of_the_members_after_anything(db: Database) -> None:
     random = Random(5)
     model: dict[bytes, float] = {}
-    with open_store(3, 1 << 14) as store:
+    with open_store(3, memtable_bytes=1 << 14) as store:
         board = store.sorted_set(b"k")
         for number in range(3000):
             member = b"%d" % random.randrange(200)

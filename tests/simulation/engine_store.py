@@ -79,12 +79,12 @@ class EngineStore:
             case Verb.ADD:
                 return access.set_add(database, key, request.names)
             case Verb.REMOVE:
-                return access.set_remove(database, key, request.names)
+                return access.remove_elements(database, key, "set", request.names)
             case Verb.FIELD_SET:
                 pairs = zip(request.names, request.values, strict=True)
                 return access.map_set(database, key, [part for pair in pairs for part in pair])
             case Verb.FIELD_REMOVE:
-                return access.map_remove(database, key, request.names)
+                return access.remove_elements(database, key, "map", request.names)
             case Verb.FIELD_INCREMENT:
                 return access.map_increment(database, key, request.names[0], request.amount)
 
@@ -155,7 +155,7 @@ def execute_ordered(database: Database, request: Request) -> Reply:
         case Verb.SCORE_INCREMENT:
             return ordered_access.sorted_set_increment(database, key, request.names[0], amount * QUARTER)
         case Verb.SCORE_REMOVE:
-            return ordered_access.sorted_set_remove(database, key, request.names)
+            return access.remove_elements(database, key, "sorted set", request.names)
         case Verb.SCORE_POP:
             popped = ordered_access.sorted_set_pop(database, key, amount < 0, 1)
             return popped[0][0] if popped else None
