@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from everwrite.kinds import KIND_NAMES
 from tests.support import ROOT
 
 
@@ -37,6 +38,7 @@ def test_killed_writers_lose_nothing(writers: int, tmp_path: Path) -> None:
     ends = {f"ended by {end}" for end in ("acknowledged", "moment", "opening", "closing", "call")}
     assert ends <= counts.keys()
     assert counts["tables"] > writers / 2
+    assert all(counts[f"checks of a {kind}"] > writers / 5 for kind in KIND_NAMES[1:])
     assert counts["acknowledged"] > 10 * writers
     assert list(tmp_path.iterdir()) == []
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 import everwrite
+from everwrite.kinds import KIND_NAMES
 from tests.faults.full_disk import fill_disk
 from tests.faults.matrix import FAULTS, Broken, FaultyRun, Saboteur, count_calls, fail_every_call, make_fault_steps
 from tests.faults.script import Run, Step, make_options
+from tests.reference.dictionary import State, apply_to, kind_of
 
 STEPS = 40
 
@@ -42,6 +44,14 @@ def test_a_full_disk_refuses_writes_and_nothing_else(durability: str) -> None:
 def test_a_full_disk_in_many_runs(durability: str) -> None:
     for seed in range(300, 306):
         fill_disk(seed, durability, 80)
+
+
+def test_the_run_that_faults_are_put_into_has_every_kind() -> None:
+    state: State = {}
+    for step in make_fault_steps(1, STEPS):
+        if step.operation is not None:
+            apply_to(state, step.operation)
+    assert set(map(kind_of, state.values())) == set(KIND_NAMES[1:])
 
 
 def test_a_store_that_hides_a_failure_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from everwrite.kinds import KIND_NAMES
 from everwrite.memory_files import MemoryFiles
 from tests.faults.power import TORN_OUTCOMES, Image, check_image, lose_power
 from tests.faults.script import Run, make_options, make_steps
@@ -17,6 +18,7 @@ def test_power_lost_before_any_call_takes_nothing_that_was_durable(durability: s
     assert counts["losses"] == (2 + TORN_OUTCOMES) * (counts["calls"] + 101)
     assert counts["calls"] > 200
     assert counts["tables"] >= 1
+    assert all(counts[f"with a {kind}"] > 100 for kind in KIND_NAMES[1:])
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from random import Random
 import everwrite
 from tests.crash.plan import Plan, make_options, make_plan
 from tests.crash.writer import ACKNOWLEDGED, BACKED_UP, BACKUP, BEGINS, CLOSED, CLOSES, MESSAGE, OPENED, write
-from tests.reference.dictionary import Operation, Source, State, apply_to, keys_of, outcomes, read
+from tests.reference.dictionary import Operation, Source, State, apply_to, keys_of, kind_of, outcomes, read
 
 OWNERS = 3
 # Lives of one store before the next one begins empty.
@@ -185,11 +185,13 @@ class KilledStore:
             if db.origin in self.burnt:
                 raise Lost(f"origin {db.origin:#x} was ended by a kill, and goes on")
             strings = {}
+            kinds = set()
             for owner, states in enumerate(self.possible):
                 shown = read(db, keys_of(owner))
                 if shown not in states:
                     raise Lost(f"owner {owner}: {difference(states, shown)}")
                 self.possible[owner] = [shown]
+                kinds |= set(map(kind_of, shown.values()))
                 strings.update({key: value for key, value in shown.items() if isinstance(value, bytes)})
             if dict(db.scan()) != strings:
                 raise Lost("a scan shows other keys than reading each")
@@ -198,6 +200,7 @@ class KilledStore:
                 raise Lost(str(report))
             statistics = db.statistics()
         counts["checks"] += 1
+        counts.update(f"checks of a {kind}" for kind in kinds)
         counts["tables"] += statistics["tables"]
 
 

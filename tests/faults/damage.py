@@ -42,6 +42,10 @@ def sample(*, clean: bool) -> tuple[MemoryFiles, list[State]]:
     do(db, Operation("add", b"0/e0", (b"e1", b"e2", b"e3")), Operation("set_fields", b"0/m0", (b"f", b"v" * 300)))
     db.close()
     db = everwrite.open(FOLDER, files=disk, segment_bytes=512, log_keep_bytes=600, **OPTIONS)
+    do(db, Operation("set_scores", b"0/z0", (b"a", b"b"), 3), Operation("insert_items", b"0/q0", (b"x", b"y")))
+    do(db, Operation("grant", b"0/b0", amount=7), Operation("spend", b"0/b0", amount=2))
+    do(db, Operation("sketch_add", b"0/h0", (b"item",)), Operation("multi_set", b"0/r0", (b"value",)))
+    do(db, Operation("enable", b"0/f0"), Operation("update_max", b"0/x0", amount=9))
     do(db, Operation("increment", b"0/n0", amount=7), Operation("delete", b"0/s1"))
     do(db, Operation("put", b"0/s2", (b"last but one",)), Operation("put", b"0/s3", (b"last",)))
     if clean:

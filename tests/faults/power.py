@@ -13,7 +13,7 @@ import everwrite
 from everwrite.memory_files import MemoryFiles
 from everwrite.watched_files import WatchedFiles
 from tests.faults.script import FOLDER, Backup, Run, make_options, make_steps, shown_by
-from tests.reference.dictionary import Operation, State, apply, apply_to
+from tests.reference.dictionary import Operation, State, apply, apply_to, kind_of
 
 # These change nothing on a disk: power lost before one is power lost before the next that does.
 READING = {"open", "close", "read", "size", "list"}
@@ -65,8 +65,11 @@ def reopened(disk: MemoryFiles, options: dict[str, Any], now_ms: int) -> everwri
     return everwrite.open(FOLDER, files=disk, now_ms=now_ms, store_id=1, **options)
 
 
-def check_image(image: Image, options: dict[str, Any], now_ms: int, outcome: int) -> None:
-    """Lose power with one outcome; open; lose power again. Outcome 0: all that wasn't synced is gone; 1: none of it."""
+def check_image(image: Image, options: dict[str, Any], now_ms: int, outcome: int) -> set[str]:
+    """Lose power with one outcome; open; lose power again. Outcome 0: all that wasn't synced is gone; 1: none of it.
+
+    Returns the kinds of keys that were there.
+    """
     disk = image.disk.copy()
     keep: Any = (None, "all")[outcome] if outcome < 2 else Random(f"{image.number} {outcome}")
     disk.crash(keep)
@@ -84,6 +87,7 @@ def check_image(image: Image, options: dict[str, Any], now_ms: int, outcome: int
     allowed = [after] if options["durability"] == "always" else [shown, after]
     assert shown_by(db) in allowed, "what was recovered, or written after the recovery, was lost by the next power loss"
     db.close()
+    return set(map(kind_of, shown.values()))
 
 
 def lose_power(seed: int, durability: str, steps: int) -> Counter[str]:
@@ -107,7 +111,7 @@ def lose_power(seed: int, durability: str, steps: int) -> Counter[str]:
         for image in camera.images:
             for outcome in range(2 + TORN_OUTCOMES):
                 try:
-                    check_image(image, options, going.now_ms, outcome)
+                    counts.update(f"with a {kind}" for kind in check_image(image, options, going.now_ms, outcome))
                 except (AssertionError, everwrite.EverwriteError) as error:
                     raise AssertionError(
                         f"power lost before call {image.number} ({image.call}) of step {step or 'close'}, "

@@ -9,13 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import everwrite
+from everwrite import access
+from tests.reference.sketch import estimate, groups_of, union
 
-# What a key shows: a string or counter, a set, a map, or of the registers the kind and what they show. Absent keys are
-# absent here, too.
+# What a key shows: a string or counter, a set, a map, or of the other kinds their name and what they show: of a
+# HyperLogLog its registers, because of items that are added later no one could tell the count by the count. Absent keys
+# are absent here, too.
 Value = bytes | frozenset[bytes] | dict[bytes, bytes] | tuple[str, object]
 State = dict[bytes, Value]
+
+
+def kind_of(value: Value) -> str:
+    """The name of what a key holds that shows `value`, as `Database.kind` has it."""
+    if isinstance(value, tuple):
+        return value[0]
+    return {bytes: "string", frozenset: "set", dict: "map"}[type(value)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +51,19 @@ SIMPLE_VERBS = (
     *("put", "put", "put", "put_ttl", "delete", "increment", "increment", "add", "add", "discard"),
     *("set_fields", "set_fields", "remove_field", "increment_field", "put_many"),
     *("multi_set", "enable", "disable", "update_max", "update_min"),
+    *("set_scores", "set_scores", "increment_score", "discard_members", "sketch_add"),
+    *("insert_items", "insert_items", "remove_items", "grant", "grant_and_spend"),
 )
 
-# The letter of a key says what it holds: string, number, set, map, multi-value register, flag, maximum, minimum.
-LETTERS = "snemrfxy"
-KEYS_PER_KIND = 12
+# The letter of a key says what it holds: string, number, set, map, multi-value register, flag, maximum, minimum,
+# sorted set (z), HyperLogLog, bounded counter, sequence (q).
+LETTERS = "snemrfxyzhbq"
+KEYS_PER_KIND = 8
 FAR_SECONDS = 1e6
+BOUNDED_MINIMUM = -5
+# Sums of quarters are exact.
+SCORE_UNIT = 0.25
+ITEMS_REMOVED = 2
 
 
 def keys_of(owner: int) -> list[bytes]:
@@ -77,7 +95,10 @@ class Source:
     def draw(self) -> Operation:
         """The next operation that changes one key, or several by one batch."""
         if self.random.random() < 0.1:
-            return Operation("batch", inner=tuple(self._simple() for _ in range(self.random.randrange(2, 12))))
+            drawn = [self._simple() for _ in range(self.random.randrange(2, 12))]
+            return Operation(
+                "batch", inner=tuple(each for operation in drawn for each in operation.inner or [operation])
+            )
         return self._simple()
 
     def _simple(self) -> Operation:
@@ -107,6 +128,24 @@ class Source:
                 return Operation(
                     verb, self._key("x" if verb == "update_max" else "y"), amount=self.random.randrange(-50, 50)
                 )
+            case "set_scores" | "discard_members":
+                return Operation(verb, self._key("z"), self._names(), self.random.randrange(-50, 50))
+            case "increment_score":
+                return Operation(verb, self._key("z"), self._names()[:1], self.random.randrange(-50, 50))
+            case "sketch_add":
+                return Operation(verb, self._key("h"), self._names())
+            case "insert_items":
+                items = tuple(self._value() for _ in range(self.random.choice((1, 1, 3))))
+                return Operation(verb, self._key("q"), items, self.random.randrange(8))
+            case "remove_items":
+                return Operation(verb, self._key("q"), amount=self.random.randrange(8))
+            case "grant":
+                return Operation(verb, self._key("b"), amount=self.random.randrange(1, 10))
+            case "grant_and_spend":
+                # A store that came back as a new incarnation has no rights but those that it makes itself.
+                key, amount = self._key("b"), self.random.randrange(1, 10)
+                spent = Operation("spend", key, amount=self.random.randrange(1, amount + 1))
+                return Operation("batch", inner=(Operation("grant", key, amount=amount), spent))
         # A field that is counted has a name of its own: other text in it would be refused.
         return Operation("increment_field", self._key("m"), (b"count",), amount=self.random.randrange(-5, 10))
 
@@ -145,6 +184,22 @@ def apply(db: everwrite.Database, operation: Operation) -> None:
             db.max(key).update(operation.amount)
         case "update_min":
             db.min(key).update(operation.amount)
+        case "set_scores":
+            db.sorted_set(key).update(_scores(operation))
+        case "increment_score":
+            db.sorted_set(key).increment(parts[0], operation.amount * SCORE_UNIT)
+        case "discard_members":
+            db.sorted_set(key).discard(*parts)
+        case "sketch_add":
+            db.hyperloglog(key).add(*parts)
+        case "insert_items":
+            db.sequence(key).insert_all(operation.amount, parts)
+        case "remove_items":
+            del db.sequence(key)[operation.amount : operation.amount + ITEMS_REMOVED]
+        case "grant":
+            db.bounded_counter(key, BOUNDED_MINIMUM).increment(operation.amount)
+        case "spend":
+            db.bounded_counter(key, BOUNDED_MINIMUM).decrement(operation.amount)
         case "batch":
             with db.batch() as batch:
                 for inner in operation.inner:
@@ -162,6 +217,10 @@ def outcomes(operation: Operation) -> list[Operation]:
 
 def _pairs(parts: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
     return zip(parts[::2], parts[1::2], strict=True)
+
+
+def _scores(operation: Operation) -> dict[bytes, float]:
+    return {member: (operation.amount + i) * SCORE_UNIT for i, member in enumerate(operation.parts)}
 
 
 def apply_to(state: State, operation: Operation) -> None:
@@ -202,6 +261,33 @@ def apply_to(state: State, operation: Operation) -> None:
             state[key] = ("max", max(_amount(old, operation.amount), operation.amount))
         case "update_min":
             state[key] = ("min", min(_amount(old, operation.amount), operation.amount))
+        case "set_scores" | "increment_score" | "discard_members":
+            scores = dict(_content(old))
+            if operation.verb == "set_scores":
+                scores.update(_scores(operation))
+            elif operation.verb == "increment_score":
+                scores[parts[0]] = scores.get(parts[0], 0.0) + operation.amount * SCORE_UNIT
+            else:
+                scores = {member: score for member, score in scores.items() if member not in parts}
+            if scores:
+                state[key] = ("sorted set", tuple(sorted(scores.items(), key=lambda pair: pair[::-1])))
+        case "sketch_add":
+            groups = dict(_content(old))
+            for name, group in groups_of(parts).items():
+                groups[name] = union(groups.get(name, group), group)
+            state[key] = ("hyperloglog", tuple(sorted(groups.items())))
+        case "insert_items" | "remove_items":
+            items = list(_content(old))
+            if operation.verb == "insert_items":
+                items[operation.amount : operation.amount] = parts
+            else:
+                del items[operation.amount : operation.amount + ITEMS_REMOVED]
+            if items:
+                state[key] = ("sequence", tuple(items))
+        case "grant":
+            state[key] = ("bounded counter", _amount(old, BOUNDED_MINIMUM) + operation.amount)
+        case "spend":
+            state[key] = ("bounded counter", _amount(old, BOUNDED_MINIMUM) - operation.amount)
         case "batch":
             for inner in operation.inner:
                 apply_to(state, inner)
@@ -215,6 +301,10 @@ def _plus(old: Value | None, amount: int) -> bytes:
 
 def _amount(old: Value | None, otherwise: int) -> int:
     return old[1] if isinstance(old, tuple) and isinstance(old[1], int) else otherwise
+
+
+def _content(old: Value | None) -> tuple[Any, ...]:
+    return old[1] if isinstance(old, tuple) and isinstance(old[1], tuple) else ()
 
 
 def read(db: everwrite.Database, keys: Iterable[bytes]) -> State:
@@ -240,6 +330,24 @@ def read(db: everwrite.Database, keys: Iterable[bytes]) -> State:
                 state[key] = ("max", db.max(key).value)
             case "min":
                 state[key] = ("min", db.min(key).value)
+            case "sorted set":
+                members = db.sorted_set(key)
+                state[key] = ("sorted set", tuple(members.items()))
+                assert len(members) == len(list(members))
+                assert all(members[member] == score for member, score in members.items())
+            case "hyperloglog":
+                sketch = db.hyperloglog(key)
+                groups = access.elements(sketch._store, key, "hyperloglog")
+                state[key] = ("hyperloglog", tuple(groups))
+                assert sketch.count() == estimate(dict(groups))
+            case "sequence":
+                state[key] = ("sequence", tuple(db.sequence(key)))
+                assert len(db.sequence(key)) == len(_content(state[key]))
+            case "bounded counter":
+                counter = db.bounded_counter(key)
+                state[key] = ("bounded counter", counter.value)
+                assert counter.minimum == BOUNDED_MINIMUM
+                assert sum(counter.rights_by_origin.values()) == counter.value - counter.minimum
             case other:
                 raise AssertionError(f"{key!r} holds a {other}, which nobody wrote")
     return state
