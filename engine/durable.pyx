@@ -144,6 +144,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
             segment_bytes=segment_bytes,
         )
         self.wal = opened.writer
+        self.wal.buffered = self.sync_always
         self.torn_bytes = opened.dropped_bytes
         if checkpoint is not None:
             self.log_index = [(at, vector) for at, vector in checkpoint["index"] if at >= self.wal.start]

@@ -80,3 +80,15 @@ cdef extern from *:
     uint64_t ew_monotonic_ns() noexcept nogil
     void ew_cond_init(pthread_cond_t* condition) noexcept nogil
     void ew_cond_wait_ms(pthread_cond_t* condition, pthread_mutex_t* mutex, int64_t milliseconds) noexcept nogil
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    /* What was stored before a position was raised, whoever sees the new one on another thread sees, too. */
+    static inline void ew_raise(uint64_t* position, uint64_t value) {
+        __atomic_store_n(position, value, __ATOMIC_RELEASE);
+    }
+    static inline uint64_t ew_position(uint64_t* position) { return __atomic_load_n(position, __ATOMIC_ACQUIRE); }
+    """
+    void ew_raise(uint64_t* position, uint64_t value) noexcept nogil
+    uint64_t ew_position(uint64_t* position) noexcept nogil

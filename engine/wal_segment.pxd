@@ -31,4 +31,6 @@ cdef void segment_map(Files files, Segment* segment, uint64_t reach) noexcept no
 cdef int segment_grow(Files files, Segment* segment, uint64_t wanted, uint64_t need) noexcept nogil
 # Give the mapping and the handle back, whichever there are.
 cdef void segment_release(Files files, Segment* segment) noexcept nogil
+# Have room for one more in a list of `count` segments: OK or ERR_MEMORY.
+cdef int segment_room(Segment** segments, size_t* capacity, size_t count) noexcept nogil
 cdef void spare_path(char* path, const char* folder, unsigned int number) noexcept nogil

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
+from libc.stdlib cimport realloc
 from libc.string cimport memset
 
 from everwrite.files cimport Files, OpenMode, out_of_space
@@ -68,6 +69,18 @@ cdef int segment_grow(Files files, Segment* segment, uint64_t wanted, uint64_t n
     if remap:
         segment_map(files, segment, wanted)
     return status
+
+
+cdef int segment_room(Segment** segments, size_t* capacity, size_t count) noexcept nogil:
+    cdef size_t wanted = capacity[0] * 2 if capacity[0] else 16
+    cdef Segment* grown
+    if count == capacity[0]:
+        grown = <Segment*>realloc(segments[0], wanted * sizeof(Segment))
+        if grown == NULL:
+            return Status.ERR_MEMORY
+        segments[0] = grown
+        capacity[0] = wanted
+    return Status.OK
 
 
 cdef void segment_release(Files files, Segment* segment) noexcept nogil:

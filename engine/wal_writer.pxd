@@ -4,8 +4,9 @@ A position ("LSN") is a byte offset in the endless log; a segment file is named 
 position of its first byte. A frame is atomic: it is read back whole or not at all.
 
 Segments are made ahead: their space is reserved, and where the file can be mapped, a frame
-is stored straight into the mapping, without a system call. Elsewhere frames collect in memory
-until `flush` writes them.
+is stored straight into the mapping, without a system call. Elsewhere, and when each write is going to be synced
+(`buffered`), frames collect in memory until `flush` writes them: a sync has to protect the pages of a mapping again
+before the next store into them, which costs more than the write.
 
 Thread safety: `reserve`, `append`, `append_parts` and `flush` are serialised by the caller (the store's
 lock); all else may run beside them, on any thread. Those four do no blocking I/O but to begin a segment
@@ -19,6 +20,7 @@ first failure in `last_fault`. Without space calls return ERR_READ_ONLY, and not
 from libc.stdint cimport int64_t, uint64_t
 
 from everwrite.coding cimport Buffer, Slice
+from everwrite.commit_queue cimport CommitQueue
 from everwrite.files cimport Files
 from everwrite.status cimport Fault
 from everwrite.threads cimport pthread_cond_t, pthread_mutex_t
@@ -34,6 +36,7 @@ cdef class WalWriter:
     cdef readonly uint64_t sync_nanoseconds   # time spent in those
     cdef readonly uint64_t appended_bytes
     cdef readonly bint failed
+    cdef public bint buffered         # small frames go by `write`, though the file may be mapped; set before appending
 
     cdef Files _files
     cdef bytes _folder
@@ -42,7 +45,7 @@ cdef class WalWriter:
     cdef uint64_t _segment_bytes
     cdef Segment _current             # the caller's of `append`, who changes it only under _state
     cdef uint64_t _limit              # offset in the current segment up to which `reserve` needs no second look
-    cdef Buffer _pending              # without a mapping: the log from `written` to `end`
+    cdef Buffer _pending              # the log from `written` to `end`, as far as it isn't in the mapping
     cdef Segment* _older              # the segments before the current one, oldest first
     cdef size_t _older_count
     cdef size_t _older_capacity
@@ -58,7 +61,7 @@ cdef class WalWriter:
     cdef Fault _failure
     # Guards all from _older on, and changes of the positions; never held in a call of _files.
     cdef pthread_mutex_t _state
-    cdef pthread_cond_t _synced       # a sync has ended
+    cdef CommitQueue _waiters         # those who came while a thread was syncing
     cdef pthread_cond_t _work         # there is something for `tend`
 
     # Make sure that a frame with a payload of up to `size` bytes can be appended without failing.
@@ -68,7 +71,7 @@ cdef class WalWriter:
     cdef int append_parts(self, const Slice* parts, size_t count) noexcept nogil
     # Go over to a new segment, unless the current one is empty, so that `cut` can delete all before it.
     cdef int begin_segment(self) noexcept nogil
-    # Without a mapping: memory to file; moves `written`. With one there is nothing to do.
+    # Memory to file; moves `written`. What was stored in a mapping is there already.
     cdef int flush(self) noexcept nogil
     # All that is written is durable when it returns OK; those who come while one syncs wait, and share the next sync.
     cdef int sync(self) noexcept nogil
@@ -86,11 +89,11 @@ cdef class WalWriter:
     cdef int _fail(self, int status) noexcept nogil
     cdef int _judge(self, int status) noexcept nogil
     cdef int _refuse(self) noexcept nogil
+    cdef bint _in_place(self, uint64_t size) noexcept nogil
     cdef int _make_room(self, uint64_t need) noexcept nogil
     cdef int _roll(self, uint64_t need) noexcept nogil
     cdef int _take_spare(self, uint64_t need, Segment* spare, unsigned int* number) noexcept nogil
     cdef int _make_spare(self, uint64_t need, Segment* spare, unsigned int* number) noexcept nogil
-    cdef int _reserve_older(self) noexcept nogil
     cdef int _sync_all(self, uint64_t wanted) noexcept nogil
     cdef int _sync_held(self, uint64_t wanted) noexcept nogil
     cdef int _seal_held(self) noexcept nogil

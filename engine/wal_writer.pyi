@@ -4,6 +4,7 @@ from typing_extensions import Buffer, disjoint_base
 
 @disjoint_base
 class WalWriter:
+    buffered: bool
     @property
     def start(self) -> int: ...
     @property

@@ -2,22 +2,24 @@
 
 from libc.errno cimport EIO, ENAMETOOLONG
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
-from libc.string cimport memmove, memset
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memmove, memset
 
 cimport cython
 
 from everwrite.coding cimport Slice, buffer_free, buffer_init, buffer_reserve, slice_of
+from everwrite.commit_queue cimport Waiter, commit_call, commit_take, commit_wait
 from everwrite.files cimport Files, out_of_space, set_errno
 from everwrite.status cimport Status, check, fault_io, last_fault
 from everwrite.threads cimport (
     ew_cond_init,
     ew_cond_wait_ms,
     ew_monotonic_ns,
+    ew_position,
+    ew_raise,
     pthread_cond_broadcast,
     pthread_cond_destroy,
     pthread_cond_signal,
-    pthread_cond_wait,
     pthread_mutex_destroy,
     pthread_mutex_init,
     pthread_mutex_lock,
@@ -33,20 +35,14 @@ from everwrite.wal_format cimport (
     wal_put_header,
 )
 from everwrite.wal_segment cimport Segment, segment_discard, segment_grow, segment_make, segment_map
-from everwrite.wal_segment cimport segment_release, spare_path
+from everwrite.wal_segment cimport segment_release, segment_room, spare_path
 
-cdef extern from *:
-    """
-    #include <stdint.h>
-    /* Readers on other threads may look at what lies below a position as soon as they see it. */
-    static void ew_raise(uint64_t* position, uint64_t value) { __atomic_store_n(position, value, __ATOMIC_RELEASE); }
-    """
-    void ew_raise(uint64_t* position, uint64_t value) noexcept nogil
 cdef enum:
     # A buffer that one large batch has grown beyond this is given back after the flush.
     PENDING_KEPT_BYTES = 1 << 22
     # A segment's file grows by doubling from here, so that a small store's log is small.
     FIRST_STEP_BYTES = 1 << 16
+    LARGE_FRAME_BYTES = 1 << 16  # these aren't copied, but into the mapping
     # Full segments that wait to be synced, before a writer helps: they bound what a restart reads.
     UNSEALED_MAX = 16
 
@@ -66,7 +62,6 @@ cdef class WalWriter:
         self._spare.handle = -1
         buffer_init(&self._pending)
         pthread_mutex_init(&self._state, NULL)
-        ew_cond_init(&self._synced)
         ew_cond_init(&self._work)
 
     def __dealloc__(self):
@@ -75,7 +70,6 @@ cdef class WalWriter:
         buffer_free(&self._pending)
         free(self._older)
         pthread_mutex_destroy(&self._state)
-        pthread_cond_destroy(&self._synced)
         pthread_cond_destroy(&self._work)
 
     cdef int _begin(self, list starts, uint64_t end, int handle) except -1:
@@ -85,7 +79,7 @@ cdef class WalWriter:
         self._current.allocated = end - self._current.start
         segment_map(self._files, &self._current, self._segment_bytes)
         for start in starts[: len(starts) - 1]:
-            check(self._reserve_older())
+            check(segment_room(&self._older, &self._older_capacity, self._older_count))
             memset(&self._older[self._older_count], 0, sizeof(Segment))
             self._older[self._older_count].start = start
             self._older[self._older_count].handle = -1
@@ -122,6 +116,10 @@ cdef class WalWriter:
 
     # ---- appending ----
 
+    cdef bint _in_place(self, uint64_t size) noexcept nogil:
+        """Whether the frame goes straight into the mapping."""
+        return self._current.data != NULL and (not self.buffered or size >= LARGE_FRAME_BYTES)
+
     cdef int reserve(self, uint64_t size) noexcept nogil:
         cdef uint64_t need = WAL_FRAME_BYTES + size
         cdef int status = Status.OK
@@ -131,8 +129,13 @@ cdef class WalWriter:
             return Status.ERR_TOO_LARGE
         if self.end - self._current.start + need > self._limit:
             status = self._make_room(need)
-        if status == Status.OK and self._current.data == NULL and buffer_reserve(&self._pending, need) < 0:
-            return Status.ERR_MEMORY
+        if status == Status.OK and self._in_place(size):
+            # It must not come before what waits to be written.
+            status = self.flush()
+            need = min(need, WAL_FRAME_BYTES + LARGE_FRAME_BYTES)
+        # What comes may be smaller than what room was asked for.
+        if status == Status.OK and (self.buffered or self._current.data == NULL):
+            status = Status.OK if buffer_reserve(&self._pending, need) == 0 else Status.ERR_MEMORY
         return status
 
     cdef int append(self, Slice payload) noexcept nogil:
@@ -148,7 +151,7 @@ cdef class WalWriter:
         status = self.reserve(size)
         if status < 0:
             return status
-        if self._current.data != NULL:
+        if self._in_place(size):
             at = self._current.data + (self.end - self._current.start)
         else:
             at = self._pending.data + self._pending.size
@@ -156,7 +159,7 @@ cdef class WalWriter:
         wal_put_frame(at, self.end, self.durable, parts, count, <uint32_t>size)
         self.appended_bytes += WAL_FRAME_BYTES + size
         self.end += WAL_FRAME_BYTES + size
-        if self._current.data != NULL:
+        if self._in_place(size):
             ew_raise(&self.written, self.end)
         return Status.OK
 
@@ -169,12 +172,15 @@ cdef class WalWriter:
         status = self._files.write(
             self._current.handle, self.written - self._current.start, self._pending.data, self._pending.size
         )
-        if status < 0:
-            if status != Status.ERR_IO or not out_of_space():
-                return self._fail(status)
-            # It stays to be written: the next frame comes behind it.
-            self._limit = 0
-            return Status.ERR_READ_ONLY
+        if status == Status.ERR_IO and out_of_space():
+            if self._current.data == NULL:
+                # It stays to be written: the next frame comes behind it.
+                self._limit = 0
+                return Status.ERR_READ_ONLY
+            # Its space is reserved, and what these frames say is visible already: the mapping takes it.
+            memcpy(self._current.data + (self.written - self._current.start), self._pending.data, self._pending.size)
+        elif status < 0:
+            return self._fail(status)
         ew_raise(&self.written, self.end)
         self._pending.size = 0
         if self._pending.capacity > PENDING_KEPT_BYTES:
@@ -244,19 +250,6 @@ cdef class WalWriter:
             segment_discard(self._files, self._folder_path, number[0], spare)
         return status
 
-    cdef int _reserve_older(self) noexcept nogil:
-        """Room for one more of the older segments. Needs _state, but for the first ones."""
-        cdef size_t capacity
-        cdef Segment* grown
-        if self._older_count == self._older_capacity:
-            capacity = self._older_capacity * 2 if self._older_capacity else 16
-            grown = <Segment*>realloc(self._older, capacity * sizeof(Segment))
-            if grown == NULL:
-                return Status.ERR_MEMORY
-            self._older = grown
-            self._older_capacity = capacity
-        return Status.OK
-
     cdef int _roll(self, uint64_t need) noexcept nogil:
         """Go over to the next segment, at `end`. The old one is left to `tend` and `sync`."""
         cdef char path[WAL_PATH_BYTES]
@@ -286,7 +279,7 @@ cdef class WalWriter:
             status = self._files.write(spare.handle, 0, header, WAL_HEADER_BYTES)
         if status == Status.OK:
             pthread_mutex_lock(&self._state)
-            status = self._reserve_older()
+            status = segment_room(&self._older, &self._older_capacity, self._older_count)
             pthread_mutex_unlock(&self._state)
         if status == Status.OK:
             spare_path(made, self._folder_path, number)
@@ -320,6 +313,7 @@ cdef class WalWriter:
 
     cdef int _sync_all(self, uint64_t wanted) noexcept nogil:
         """Wait until all up to `wanted` is durable; 0: until the full segments are."""
+        cdef Waiter* waiting
         cdef bint waited = False
         cdef int status = Status.OK
         pthread_mutex_lock(&self._state)
@@ -332,16 +326,21 @@ cdef class WalWriter:
             if self._sealed == self._older_count if wanted == 0 else self.durable >= wanted:
                 break
             if self._syncing:
-                # Whoever waits here finds that the next sync covers what all of them came for.
-                pthread_cond_wait(&self._synced, &self._state)
+                commit_wait(&self._waiters, wanted, &self._state)
+                if wanted and ew_position(&self.durable) >= wanted:
+                    return Status.OK
                 waited = True
+                pthread_mutex_lock(&self._state)
                 continue
             self._syncing = True
             status = self._sync_held(wanted)
             self._syncing = False
-            pthread_cond_broadcast(&self._synced)
+            waiting = commit_take(&self._waiters, self.end if self.failed else self.durable)
+            pthread_mutex_unlock(&self._state)
+            commit_call(waiting)
             if status < 0:
-                break
+                return status
+            pthread_mutex_lock(&self._state)
         pthread_mutex_unlock(&self._state)
         return status
 
@@ -420,8 +419,7 @@ cdef class WalWriter:
     cdef int tend_for(self, int64_t milliseconds) noexcept nogil:
         cdef Segment spare
         cdef unsigned int number = 0
-        cdef bint sealing
-        cdef bint making
+        cdef bint sealing, making
         cdef int status = Status.OK
         pthread_mutex_lock(&self._state)
         while True:
@@ -487,7 +485,7 @@ cdef class WalWriter:
     @property
     def mapped(self):
         """Whether frames are stored in a mapping of the file, without system calls."""
-        return self._current.data != NULL
+        return self._current.data != NULL and not self.buffered
 
     def segments(self):
         """The segment files, oldest first: a list of (start, end) positions. The last one ends at `written`."""
@@ -507,10 +505,9 @@ cdef class WalWriter:
             check(self._refuse())
         while True:
             pthread_mutex_lock(&self._state)
-            end = self._older[1].start if self._older_count > 1 else self._current.start
             sealed = self._sealed > 0
-            if self._older_count == 0:
-                end = position + 1
+            end = self._older[1].start if self._older_count > 1 else self._current.start
+            end = end if self._older_count else position + 1
             pthread_mutex_unlock(&self._state)
             if end > position:
                 return
@@ -531,6 +528,7 @@ cdef class WalWriter:
 
     def close(self):
         """Write and sync what was appended, and close; once more is fine. After a failure it only closes."""
+        cdef Waiter* waiting
         cdef int status = Status.OK
         if self._current.handle < 0:
             return
@@ -543,7 +541,8 @@ cdef class WalWriter:
             self._closed = True
             pthread_cond_broadcast(&self._work)
             while self._syncing:
-                pthread_cond_wait(&self._synced, &self._state)
+                commit_wait(&self._waiters, 0, &self._state)
+                pthread_mutex_lock(&self._state)
             pthread_mutex_unlock(&self._state)
             if self._spare_ready:
                 self._spare_ready = False
@@ -556,8 +555,9 @@ cdef class WalWriter:
                 self._files.truncate(self._current.handle, self.written - self._current.start)
             self._release_files()
             pthread_mutex_lock(&self._state)
-            pthread_cond_broadcast(&self._synced)
+            waiting = commit_take(&self._waiters, self.end)
             pthread_mutex_unlock(&self._state)
+            commit_call(waiting)
         check(status)
 
     def dismiss(self):
@@ -574,9 +574,9 @@ cdef class WalWriter:
         """
         if forked:
             pthread_mutex_init(&self._state, NULL)
-            ew_cond_init(&self._synced)
             ew_cond_init(&self._work)
             self._syncing = False
+            self._waiters.first = self._waiters.last = NULL
         self._closed = True
         self._release_files()
 

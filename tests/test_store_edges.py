@@ -153,9 +153,10 @@ def test_a_write_after_a_crash_beats_the_states_that_it_has_seen():
 # ---- closing, forking, threads ----
 
 
-def test_close_beside_writers_loses_nothing_that_was_acknowledged(tmp_path):
+@pytest.mark.parametrize("durability", ["os", "always"])
+def test_close_beside_writers_loses_nothing_that_was_acknowledged(tmp_path, durability):
     for attempt in range(15):
-        db = everwrite.open(tmp_path / "db", durability="os")
+        db = everwrite.open(tmp_path / "db", durability=durability)
         acknowledged: list[list[int]] = [[], [], []]
         started = threading.Barrier(len(acknowledged) + 1)
         surprises: list[BaseException] = []

@@ -197,6 +197,75 @@ def test_syncs_and_readers_beside_the_writer(tmp_path: Path) -> None:
     log.writer.close()
 
 
+def test_frames_of_a_buffered_writer_keep_their_order(disk: tuple[Files, str]) -> None:
+    """Small ones are written, large ones stored in the mapping, where there is one."""
+    files, folder = disk
+    log = opened(files, folder)
+    log.writer.buffered = True
+    assert not log.writer.mapped
+    source = random.Random(4)
+    expected = []
+    for size in (10, 65_535, 65_536, 3, 200_000, 0, 70_000, 70_000, 1):
+        expected.append(source.randbytes(size))
+        log.writer.extend(expected[-1:] if size % 2 else [*expected[-1:], b"and one more"])
+        expected += [] if size % 2 else [b"and one more"]
+        log.writer.make_durable()
+        assert log.writer.durable == log.writer.end
+        assert rest(WalReader(files, folder, 0), log.writer.durable) == expected
+    log.writer.abandon()
+    again = opened(files, folder)
+    assert rest(again.reader, again.writer.end) == expected
+
+
+def test_threads_that_commit_together_all_get_what_they_came_for(tmp_path: Path) -> None:
+    log = opened(PosixFiles(), str(tmp_path / "wal"))
+    log.writer.buffered = True
+    appending = threading.Lock()
+    writers, each = 16, 60
+
+    def commit(number: int) -> None:
+        for i in range(each):
+            with appending:
+                log.writer.extend([b"%d/%d" % (number, i)])
+                end = log.writer.end
+            log.writer.make_durable()
+            assert log.writer.durable >= end
+
+    with ThreadPoolExecutor(writers) as threads:
+        list(threads.map(commit, range(writers)))
+    got = rest(WalReader(PosixFiles(), tmp_path / "wal", 0), log.writer.durable)
+    assert sorted(got) == sorted(b"%d/%d" % (number, i) for number in range(writers) for i in range(each))
+    log.writer.close()
+
+
+def test_those_who_wait_for_a_sync_that_fails_hear_of_it(memory: MemoryFiles) -> None:
+    log = opened(memory, FOLDER)
+    log.writer.buffered = True
+    appending = threading.Lock()
+    acknowledged: list[bytes] = []
+
+    def commit(number: int) -> str:
+        for i in range(10_000):
+            payload = b"%d/%d" % (number, i)
+            try:
+                with appending:
+                    log.writer.extend([payload])
+                log.writer.make_durable()
+            except StorageError:
+                return "failed"
+            acknowledged.append(payload)
+            if len(acknowledged) == 500:
+                memory.fail("sync")
+        return "never"
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(commit, range(8))) == ["failed"] * 8
+    log.writer.abandon()
+    memory.crash()
+    again = opened(memory, FOLDER)
+    assert set(acknowledged) <= set(rest(again.reader, again.writer.end))
+
+
 def test_large_frames_between_small_ones(disk: tuple[Files, str]) -> None:
     files, folder = disk
     log = opened(files, folder)
