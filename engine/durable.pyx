@@ -260,7 +260,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
                     thread.join()
         try:
             if served and self.failure is None:
-                self._check(self._write_log(True))
+                self._check(_uncertain(self._write_log(True)))
                 if self.wal.end - self._flushed_position() > Tuning.INDEX_EVERY:
                     self._freeze()
                 # Without space all is in the log still, and the next open takes it from there.
@@ -326,7 +326,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
         if self.wal.end != self.wal.written or (self.sync_always and self.wal.durable < self.wal.written):
             status = self._write_log(self.sync_always)
             if status < 0:
-                return status
+                return _uncertain(status)
         return self._tend()
 
     cdef int commit_held(self) noexcept nogil:
@@ -340,7 +340,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
         self.unlock()
         if status < 0:
             self._remember_status(status)
-            return status
+            return _uncertain(status)
         return self._tend()
 
     cdef int _tend(self) noexcept nogil:
@@ -558,6 +558,11 @@ cdef class DurableKeyspace(RefusingKeyspace):
     def closing(self):
         """Whether `close` was called."""
         return bool(self.closed)
+
+
+cdef int _uncertain(int status) noexcept nogil:
+    """No space for what memory shows already, and the log may get later: that isn't "nothing was changed"."""
+    return Status.ERR_IO if status == Status.ERR_READ_ONLY else status
 
 
 def _after_fork_in_child():

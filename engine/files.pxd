@@ -47,10 +47,12 @@ cdef class Files:
 
 cdef class PosixFiles(Files):
     # The system calls, each as the system's own function behaves: -1 and errno, short counts, EINTR. The
-    # methods above are loops around them. `FaultyFiles` makes them fail.
+    # methods above are loops around them. `everwrite.faulty_files` makes them fail.
     cdef int _sys_open(self, const char* path, int flags) noexcept nogil
     cdef int _sys_close(self, int handle) noexcept nogil
     cdef int64_t _sys_pread(self, int handle, void* data, size_t size, int64_t offset) noexcept nogil
+    # Of what is in memory; it may do less, or fail, for any reason.
+    cdef int64_t _sys_preadv2(self, int handle, void* data, size_t size, int64_t offset) noexcept nogil
     cdef int64_t _sys_pwrite(self, int handle, const void* data, size_t size, int64_t offset) noexcept nogil
     cdef int _sys_fdatasync(self, int handle) noexcept nogil
     cdef int _sys_fsync(self, int handle) noexcept nogil

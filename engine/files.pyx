@@ -10,6 +10,7 @@ from libc.stdlib cimport calloc, free
 
 cimport cython
 
+import contextlib
 import errno as error_numbers
 import fcntl
 import os
@@ -95,10 +96,8 @@ cdef extern from *:
         ssize_t length;
         snprintf(link, sizeof link, "/proc/self/fd/%d", handle);
         length = readlink(link, path, size - 1);
-        if (length < 0)
-            snprintf(path, size, "file descriptor %d", handle);
-        else
-            path[length] = 0;
+        path[length < 0 ? 0 : length] = 0;
+        if (length < 0) snprintf(path, size, "file descriptor %d", handle);
     }
     #include <sys/uio.h>
     /* Linux 4.14 and later, on the usual file systems; anywhere else it fails. */
@@ -228,10 +227,8 @@ cdef class Files:
                 file.sync()
             self.rename_file(temporary, name)
         except BaseException:
-            try:
+            with contextlib.suppress(OSError):  # the first failure is the one to report
                 self.remove(temporary)
-            except OSError:
-                pass  # the first failure is the one to report
             raise
         self.sync_folder(os.path.dirname(name) or b".")
 
@@ -370,6 +367,9 @@ cdef class PosixFiles(Files):
     cdef int64_t _sys_pread(self, int handle, void* data, size_t size, int64_t offset) noexcept nogil:
         return pread(handle, data, size, offset)
 
+    cdef int64_t _sys_preadv2(self, int handle, void* data, size_t size, int64_t offset) noexcept nogil:
+        return ew_read_resident(handle, data, size, offset)
+
     cdef int64_t _sys_pwrite(self, int handle, const void* data, size_t size, int64_t offset) noexcept nogil:
         return pwrite(handle, data, size, offset)
 
@@ -414,9 +414,12 @@ cdef class PosixFiles(Files):
                 return fault_io(path, "opening a file")
 
     cdef int close(self, int handle) noexcept nogil:
+        cdef char path[512]
+        # Afterwards the descriptor leads nowhere, or to a file that another thread has opened.
+        ew_handle_path(handle, path, sizeof(path))
         # EINTR too leaves the descriptor closed on Linux: a second close could hit another file.
         if self._sys_close(handle) < 0 and errno != EINTR:
-            return _fault_at(handle, "closing a file")
+            return fault_io(path, "closing a file")
         return Status.OK
 
     cdef int64_t read(self, int handle, uint64_t offset, void* data, size_t size) noexcept nogil:
@@ -434,7 +437,7 @@ cdef class PosixFiles(Files):
         return <int64_t>done
 
     cdef int read_resident(self, int handle, uint64_t offset, void* data, size_t size) noexcept nogil:
-        if ew_read_resident(handle, data, size, <int64_t>offset) != <ssize_t>size:
+        if self._sys_preadv2(handle, data, size, <int64_t>offset) != <int64_t>size:
             return Status.WOULD_BLOCK
         return Status.OK
 
@@ -443,12 +446,11 @@ cdef class PosixFiles(Files):
         cdef int64_t got
         while done < size:
             got = self._sys_pwrite(handle, <const uint8_t*>data + done, size - done, <int64_t>(offset + done))
-            if got < 0:
-                if errno == EINTR:
+            if got <= 0:
+                if got == 0:
+                    set_errno(EIO)
+                elif errno == EINTR:
                     continue
-                return _fault_at(handle, "writing a file")
-            if got == 0:
-                set_errno(EIO)
                 return _fault_at(handle, "writing a file")
             done += <size_t>got
         return Status.OK
@@ -517,10 +519,9 @@ cdef class PosixFiles(Files):
         cdef int handle = self.open(path, OPEN_FOLDER)
         if handle < 0:
             return fault_io(path, "opening a folder to sync it")
-        while self._sys_fsync(handle) < 0:
+        while status == Status.OK and self._sys_fsync(handle) < 0:
             if errno != EINTR:
                 status = fault_io(path, "syncing a folder")
-                break
         self._sys_close(handle)
         return status
 

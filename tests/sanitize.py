@@ -23,9 +23,9 @@ LIBRARIES = ("libasan.so", "libubsan.so")
 ENGINE_TESTS = (
     *("backup", "bounded_counters", "checksum", "clock", "compression", "crash", "damage", "database", "digest"),
     *("doctor", "faults", "files", "golden", "groups", "join_laws", "limits", "lsm", "manifest", "memtable"),
-    *("positions", "power_loss", "quick", "reconcile", "registers", "resync", "sequences", "simulation", "snapshot"),
-    *("sorted_sets", "state_machine", "store", "store_edges", "table", "type_laws", "verify", "wal", "wal_recovery"),
-    *("watched_files", "write_batch"),
+    *("parts", "positions", "power_loss", "quick", "reconcile", "registers", "resync", "sequences", "simulation"),
+    *("snapshot", "sorted_sets", "state_machine", "store", "store_edges", "system_calls", "table", "type_laws"),
+    *("verify", "wal", "wal_recovery", "watched_files", "write_batch"),
 )
 FLAGS = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined"
 

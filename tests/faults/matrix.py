@@ -14,7 +14,7 @@ from typing import Any
 import everwrite
 from everwrite.memory_files import MemoryFiles
 from everwrite.watched_files import WatchedFiles
-from tests.faults.script import Run, Step, make_options, make_steps, shown_by
+from tests.faults.script import FOLDER, Run, Step, make_options, make_steps, shown_by
 from tests.reference.dictionary import Operation, State, apply_to, outcomes
 
 # Which errors each call can meet. "short": some of it is written, then the disk is full.
@@ -66,15 +66,18 @@ class Saboteur:
         return self.error
 
 
+PLACES = (FOLDER, "/backup")
+
+
 class Broken(AssertionError):
     """A fault led to something else than success or a clear error."""
 
 
-def clear(error: everwrite.StorageError) -> None:
-    """A clear error names the place, and doesn't take a failing call for damage."""
+def clear(error: everwrite.StorageError, root: str = "") -> None:
+    """A clear error names the place, below the folder `root`, and doesn't take a failing call for damage."""
     if isinstance(error, everwrite.CorruptionError | everwrite.FormatError | everwrite.LockedError):
         raise Broken(f"a failing call was taken for {type(error).__name__}: {error}") from error
-    if not any(place in f"{error} {error.filename}" for place in ("/data", "/backup")):
+    if not any(place in f"{error} {error.filename}" for place in ([root] if root else PLACES)):
         raise Broken(f"the message names no file: {error!r}") from error
 
 
@@ -125,7 +128,7 @@ class FaultyRun:
             self.run.do(step)
         except everwrite.StorageError as error:
             self.errors += 1
-            clear(error)
+            clear(error, self.run.root)
             if not may_fail or not self.saboteur.struck:
                 raise Broken(f"{step} failed without a fault: {error}") from error
             # What a failed store refuses, or one without space, it hasn't done; else nobody knows. Of writes that
@@ -154,7 +157,7 @@ class FaultyRun:
         try:
             shown = shown_by(self.run.db)
         except everwrite.StorageError as error:
-            clear(error)
+            clear(error, self.run.root)
         else:
             if shown not in self.possible:
                 raise Broken("the same handle shows what was never acknowledged, or lacks what was")

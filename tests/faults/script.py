@@ -99,7 +99,7 @@ class Backup:
     state: State
     complete: bool = False
 
-    def check(self, disk: MemoryFiles, options: dict[str, Any]) -> None:
+    def check(self, disk: Files, options: dict[str, Any]) -> None:
         """One that was acknowledged can be restored, any that can be restored is right. Leaves a restored store."""
         path = f"{self.path}-restored"
         try:
@@ -113,11 +113,12 @@ class Backup:
 
 @dataclass
 class Run:
-    """A store on some files, which end up on `disk`, going through a script."""
+    """A store on some files going through a script. They end up on `disk`, or below the real folder `root`."""
 
     files: Files
-    disk: MemoryFiles
+    disk: MemoryFiles | None
     options: dict[str, Any]
+    root: str = ""
     held: Held = field(init=False)
     now_ms: int = START_MS
     db: everwrite.Database | None = None
@@ -128,7 +129,7 @@ class Run:
         self.held = Held(self.options["durability"] == "always")
 
     def open(self) -> everwrite.Database:
-        self.db = everwrite.open(FOLDER, files=self.files, now_ms=self.now_ms, store_id=1, **self.options)
+        self.db = everwrite.open(self.root + FOLDER, files=self.files, now_ms=self.now_ms, store_id=1, **self.options)
         return self.db
 
     def do(self, step: Step) -> None:
@@ -171,7 +172,7 @@ class Run:
                 # A call that fails while it reads is damage to it.
                 assert all("[Errno " in damage.fault for damage in report.damages), str(report)
             case "backup":
-                self.backups.append(Backup(f"/backup-{len(self.backups)}", self.held.states[-1]))
+                self.backups.append(Backup(f"{self.root}/backup-{len(self.backups)}", self.held.states[-1]))
                 db.backup(self.backups[-1].path)
                 self.backups[-1].complete = True
 
@@ -182,6 +183,7 @@ class Run:
 
     def crash(self, keep: Random | Literal["all"] | None) -> None:
         """Die, as `MemoryFiles.crash` does it; come back, and go on from what is there then."""
+        assert self.disk is not None, "real files can't crash in this process"
         self.db = None
         self.disk.crash(keep)
         allowed = self.held.states[-1:] if keep == "all" else self.allowed()
