@@ -7,8 +7,6 @@ is another question, and only changes and claims answer it.
 
 from libc.stdint cimport uint8_t, uint64_t
 
-import numpy as np
-
 from everwrite.change cimport PART_HEAD, Change, Part, change_parse, part_next
 from everwrite.clock cimport Dot, vector_get
 from everwrite.coding cimport (
@@ -17,118 +15,17 @@ from everwrite.coding cimport (
     Slice,
     buffer_free,
     buffer_init,
-    buffer_slice,
     get_slice,
-    put_bytes,
-    put_u8,
-    put_u32,
-    put_u64,
     reader_left,
     reader_of,
     slice_of,
 )
-from everwrite.digest cimport LEAF_BITS, DigestKey, digest_key_from, head_item
-from everwrite.hashing cimport hash64
 from everwrite.keyspace cimport Keyspace
-from everwrite.lsm cimport LsmIterator
-from everwrite.state cimport SPACE_USER, Head, Sum, head_decode, head_free, head_init
-from everwrite.status cimport Status, check, fault_corrupt
+from everwrite.state cimport SPACE_USER, Head, head_decode, head_free, head_init
+from everwrite.status cimport Status, check
 from everwrite.store cimport Store
-from everwrite.table_format cimport KEY_HASH_SEED
 
 from everwrite.errors import ClockDriftError, ProtocolError
-
-ITEM = np.dtype([("hash", "<u8"), ("low", "<u8"), ("high", "<u8")])
-
-cdef enum Tuning:
-    KEYS_AT_ONCE = 1000          # of a scan, before others get the lock
-
-
-cdef int _scan_some(
-    Keyspace store, Buffer* start, const uint8_t* wanted, Buffer* items, Buffer* keys
-) noexcept nogil:
-    """Append items and keys of wanted leaves, and set `start` to where to go on: 1; 0: at the end."""
-    cdef LsmIterator* it = store.lsm.iterator()
-    cdef Head head
-    cdef Slice stored
-    cdef DigestKey place
-    cdef Sum item
-    cdef uint64_t leaf
-    cdef size_t left = Tuning.KEYS_AT_ONCE
-    cdef int status
-    if it == NULL:
-        return Status.ERR_MEMORY
-    head_init(&head)
-    status = store.lsm.seek(it, buffer_slice(start))
-    while status == 1:
-        stored = store.lsm.key(it)
-        if stored.data[0] != SPACE_USER:
-            status = 0
-            break
-        if left == 0:
-            start.size = 0
-            status = 1 if put_bytes(start, stored.data, stored.size) == 0 else <int>Status.ERR_MEMORY
-            break
-        left -= 1
-        place.first = hash64(stored, KEY_HASH_SEED)
-        leaf = place.first >> (64 - LEAF_BITS)
-        if wanted[leaf >> 3] & (1 << (leaf & 7)):
-            if head_decode(&head, store.lsm.value(it)) < 0:
-                status = fault_corrupt(b"key state", 0, b"the head of a key can't be decoded")
-                break
-            item = head_item(&head, digest_key_from(place.first, stored))
-            if (
-                put_u64(items, place.first) | put_u64(items, item.low) | put_u64(items, item.high)
-                | put_u32(keys, <unsigned int>(stored.size - 1)) | put_bytes(keys, stored.data + 1, stored.size - 1)
-            ):
-                status = Status.ERR_MEMORY
-                break
-        status = store.lsm.next(it)
-    store.lsm.iterator_free(it)
-    head_free(&head)
-    return status
-
-
-def scan_leaves(Keyspace store not None, leaves):
-    """What a store has in these leaves of its tree: (items, keys), both in order of the keys' hashes.
-
-    `items` is an array of `ITEM`, with the sum (0, 0) for a key of which nothing is alive; `keys` is a list of bytes.
-    """
-    wanted = np.zeros(1 << LEAF_BITS, np.uint8)
-    wanted[np.asarray(leaves, np.int64)] = 1
-    cdef bytes bitmap = np.packbits(wanted, bitorder="little").tobytes()
-    cdef const uint8_t* bits = bitmap
-    cdef Buffer start
-    cdef Buffer items
-    cdef Buffer names
-    cdef Reader r
-    cdef Slice name
-    cdef int status = 1
-    buffer_init(&start)
-    buffer_init(&items)
-    buffer_init(&names)
-    try:
-        if put_u8(&start, SPACE_USER) != 0:
-            raise MemoryError("out of memory for a scan")
-        while status == 1:
-            with nogil:
-                store.lock()
-                status = store.failed if store.failed else _scan_some(store, &start, bits, &items, &names)
-                store.unlock()
-        check(status)
-        found = np.frombuffer(items.data[: items.size] if items.size else b"", ITEM)
-        keys = []
-        r = reader_of(buffer_slice(&names))
-        while reader_left(&r):
-            name = slice_of(r.at + 4, r.at[0] | r.at[1] << 8 | r.at[2] << 16 | <size_t>r.at[3] << 24)
-            keys.append(name.data[: name.size])
-            r.at = name.data + name.size
-    finally:
-        buffer_free(&start)
-        buffer_free(&items)
-        buffer_free(&names)
-    order = np.argsort(found["hash"], kind="stable")
-    return found[order], [keys[at] for at in order.tolist()]
 
 
 def contexts(Keyspace store not None, list keys):

@@ -127,3 +127,10 @@ cdef int memtable_put_at(Memtable* t, Entry* e, uint64_t key_hash, Slice key, Sl
 cdef int memtable_remove(Memtable* t, uint64_t key_hash, Slice key) noexcept nogil
 # Make an entry of this table what it was: removed, or with an old value. ERR_MEMORY: nothing has changed.
 cdef int memtable_restore(Memtable* t, Entry* e, bint removed, Slice value) noexcept nogil
+# All entries, a part at a time: *slots is an array of `count` slots, of which some are 0. Set *place to 0 first, and
+# leave it alone then. 1; 0: that was the last part. Between two parts the table may be written to.
+cdef int memtable_walk(Memtable* t, uint64_t* place, const uint64_t** slots, size_t* count) noexcept nogil
+
+
+cdef inline Entry* slot_entry(uint64_t slot) noexcept nogil:
+    return <Entry*>(slot & <uint64_t>0x0000ffffffffffff)

@@ -61,10 +61,6 @@ cdef inline Segment* _segment(uint64_t word) noexcept nogil:
     return <Segment*>(word & ~<uint64_t>63)
 
 
-cdef inline Entry* _entry(uint64_t slot) noexcept nogil:
-    return <Entry*>(slot & <uint64_t>0x0000ffffffffffff)
-
-
 cdef inline size_t _directory_index(Memtable* t, uint64_t key_hash) noexcept nogil:
     return (key_hash >> 1) >> (63 - t.depth)
 
@@ -131,7 +127,7 @@ cdef void _memtable_drop(void* table) noexcept nogil:
         segment = _segment(t.directory[i])
         for j in range(<size_t>1 << segment.bits):
             if _slots(segment)[j] != 0:
-                e = _entry(_slots(segment)[j])
+                e = slot_entry(_slots(segment)[j])
                 if e.key_flags & ENTRY_EXTERNAL:
                     _external_free(t, e)
         i += size >> segment.depth
@@ -256,7 +252,7 @@ cdef Entry* memtable_find(Memtable* t, uint64_t key_hash, Slice key) noexcept no
         if slot == 0:
             return NULL
         if (slot ^ tag) >> 48 == 0:
-            e = _entry(slot)
+            e = slot_entry(slot)
             prefetch_line(<uint8_t*>e + 64)
             prefetch_line(<uint8_t*>e + 128)
             if (
@@ -266,6 +262,15 @@ cdef Entry* memtable_find(Memtable* t, uint64_t key_hash, Slice key) noexcept no
             ):
                 return e
         i = (i + 1) & mask
+
+
+cdef int memtable_walk(Memtable* t, uint64_t* place, const uint64_t** slots, size_t* count) noexcept nogil:
+    cdef Segment* segment = _segment(t.directory[_directory_index(t, place[0])])
+    slots[0] = _slots(segment)
+    count[0] = <size_t>1 << segment.bits
+    # The upper bits that all entries of a segment share say where the next one begins, however the table has grown.
+    place[0] = 0 if segment.depth == 0 else ((place[0] >> (64 - segment.depth)) + 1) << (64 - segment.depth)
+    return place[0] != 0
 
 
 cdef void memtable_prefetch_slot(Memtable* t, uint64_t key_hash) noexcept nogil:
@@ -281,7 +286,7 @@ cdef void memtable_prefetch_entry(Memtable* t, uint64_t key_hash) noexcept nogil
     cdef const uint8_t* place
     while slots[i] != 0:
         if (slots[i] ^ (key_hash << 48)) >> 48 == 0:
-            place = <const uint8_t*>_entry(slots[i])
+            place = <const uint8_t*>slot_entry(slots[i])
             prefetch_line(place)
             prefetch_line(place + 64)
             prefetch_line(place + 128)
@@ -315,10 +320,10 @@ cdef void _spread(Segment* source, Segment* zeros, Segment* ones) noexcept nogil
     cdef uint32_t entry_hash
     for i in range(size):
         if i + PREFETCH_DISTANCE < size and slots[i + PREFETCH_DISTANCE] != 0:
-            prefetch_line(_entry(slots[i + PREFETCH_DISTANCE]))
+            prefetch_line(slot_entry(slots[i + PREFETCH_DISTANCE]))
         if slots[i] == 0:
             continue
-        entry_hash = _entry(slots[i]).hash
+        entry_hash = slot_entry(slots[i]).hash
         if ones != NULL and (entry_hash >> (31 - source.depth)) & 1:
             _place(ones, entry_hash, slots[i])
         else:

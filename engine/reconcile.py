@@ -22,6 +22,7 @@ from everwrite import exchange
 from everwrite.batch import STATES, decode_batch, encode_batch
 from everwrite.clock import compare
 from everwrite.errors import LocalProtocolError, LogCutError, ProtocolError
+from everwrite.leaf_scan import ITEM, scan_leaves
 from everwrite.parts import as_body, split_state
 from everwrite.reconcile_messages import (
     Ask,
@@ -110,7 +111,7 @@ class Contents:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._scanned = np.zeros(0, np.int64)
-        self._items = np.zeros(0, exchange.ITEM)
+        self._items = np.zeros(0, ITEM)
         self._keys: list[bytes] = []
 
     def root(self) -> bytes:
@@ -125,7 +126,7 @@ class Contents:
         """See to it that the leaves of these hashes are among those scanned; `anew`: as they are now."""
         leaves = np.unique((hashes >> np.uint64(64 - LEAF_BITS)).astype(np.int64))
         if anew or not np.isin(leaves, self._scanned).all():
-            self._items, self._keys = exchange.scan_leaves(self.store, leaves)
+            self._items, self._keys = scan_leaves(self.store, leaves)
             self._scanned = leaves
 
     def lower_sums(self, prefixes: Numbers, bits: int) -> NDArray[np.uint64]:

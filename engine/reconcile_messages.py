@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from everwrite.batch import MAX_BATCH_BODY
 from everwrite.errors import FormatError, ProtocolError, TooLargeError
-from everwrite.exchange import ITEM
+from everwrite.leaf_scan import ITEM
 
 __all__ = [
     "MESSAGE_BYTES_MAX",

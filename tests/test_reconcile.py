@@ -16,10 +16,12 @@ import everwrite
 from everwrite import ClockDriftError, Database, FormatError, ProtocolError, Reconciled
 from everwrite.digest import rebuild
 from everwrite.errors import LocalProtocolError, TooLargeError
+from everwrite.leaf_scan import scan_leaves
 from everwrite.memory_files import MemoryFiles
 from everwrite.reconcile import Initiator, Responder
 from everwrite.reconcile_messages import MESSAGE_BYTES_MAX
 
+LEAVES = 1 << 14
 NOW_MS = 1_700_000_000_000
 
 
@@ -178,6 +180,30 @@ def test_the_cost_grows_with_the_differences_and_the_logarithm_of_the_keys(keys:
         levels = log2(keys) / 4 + 3
         assert result.bytes_sent + result.bytes_received < differences * (levels * 300 + 1000) + 2000
         assert result.messages < 2 * (levels + 6)
+
+
+def test_few_leaves_read_by_hash_are_what_a_scan_of_all_finds() -> None:
+    db = open_store(1, memtable_bytes=1 << 16)
+    random = Random(3)
+    for number in range(6000):
+        db[b"key-%d" % random.randrange(4000)] = random.randbytes(30)
+        if number % 3 == 0:
+            db.set(b"set-%d" % random.randrange(50)).add(b"%d" % number)
+            db.pop(b"key-%d" % random.randrange(4000), None)
+        if number % 1000 == 0:
+            db.maintain()
+    statistics = db.statistics()
+    # All places where a key may lie.
+    assert statistics["tables"] > 1
+    assert statistics["memtable_keys"]
+    items, keys = scan_leaves(db, range(LEAVES), by_hash=False)
+    assert set(keys) >= {key for key, _ in db._keys(b"")}
+    leaves = items["hash"] >> np.uint64(64 - 14)
+    for chosen in (random.sample(range(LEAVES), 256), [0], [LEAVES - 1], range(7000, 7200), []):
+        inside = np.isin(leaves, np.array(chosen, np.uint64))
+        few, names = scan_leaves(db, chosen, by_hash=True)
+        assert np.array_equal(few, items[inside])
+        assert names == [key for key, taken in zip(keys, inside, strict=True) if taken]
 
 
 def test_more_states_than_a_message_holds() -> None:
