@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from everwrite.block_pool cimport BlockPool
 from everwrite.compression cimport Zstd
 from everwrite.files cimport Files
-from everwrite.table_format cimport Block, Slot, Table, TableSlots
+from everwrite.table_format cimport Block, BlockView, Slot, Table, TableSlots
 
 
 # Slots for so many blocks; NULL when out of memory. `slots_close` lets the table's reference go.
@@ -31,7 +31,9 @@ cdef struct Resident:
 
 cdef class BlockCache:
     # CLOCK (Corbato 1968) over a ring of blocks, which tables reach by their slots. A pinned block that is evicted
-    # lives on until its pin is released.
+    # lives on until its pin is released. Where a table is mapped, a data block that isn't compressed is read in the
+    # mapping once the cache has pushed it out: checked already, and of the system's memory. The copies in the cache
+    # are for speed: the cache has large pages.
     # Thread safety: serialised by the caller, together with all use of the slots of its tables.
     # Invariant: `bytes` is at most `limit` after each call, or there are no blocks.
     cdef Files files
@@ -49,17 +51,25 @@ cdef class BlockCache:
     cdef readonly unsigned long long hits
     cdef readonly unsigned long long misses
 
-    # *out has one reference, to be released by the caller. OK, WOULD_BLOCK, ERR_CORRUPT, ERR_IO, ERR_MEMORY.
-    cdef int fetch(self, Table* table, size_t number, Block** out) noexcept nogil
+    # A data block. *out has one reference, to be released by the caller. OK, WOULD_BLOCK, ERR_CORRUPT, ERR_IO,
+    # ERR_MEMORY.
+    cdef int fetch(self, Table* table, size_t number, BlockView* out) noexcept nogil
     # The same of a block that isn't in its slot.
-    cdef int load(self, Table* table, size_t number, Block** out) noexcept nogil
-    # The same, from the block's stored bytes.
+    cdef int load(self, Table* table, size_t number, BlockView* out) noexcept nogil
+    # The same of a block in the table's mapping, in or out of memory, that isn't compressed.
+    cdef int check_mapped(self, Table* table, size_t number, BlockView* out) noexcept nogil
+    # Both for an index page; `number` counts on from the data blocks.
+    cdef int fetch_page(self, Table* table, size_t number, Block** out) noexcept nogil
+    cdef int load_page(self, Table* table, size_t number, Block** out) noexcept nogil
+    # Either, from the block's stored bytes.
     cdef int unpack(self, Table* table, size_t number, const uint8_t* stored, Block** out) noexcept nogil
     # Whether one more block would push nothing out.
     cdef bint has_room(self) noexcept nogil
     # Open tables take more or less than before.
     cdef void reserve(self, size_t bytes) noexcept nogil
 
+    cdef int _read(self, Table* table, size_t number, Block** out) noexcept nogil
+    cdef int _load_mapped(self, Table* table, size_t number, BlockView* out) noexcept nogil
     cdef int _adopt(
         self, Table* table, size_t number, const uint8_t* stored, size_t size, Block* block, Block** out
     ) noexcept nogil

@@ -1,6 +1,6 @@
 """Blocks from file to memory: read, check, decompress, cache."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcpy
 
@@ -18,14 +18,19 @@ from everwrite.table_format cimport (
     BLOCK_ZSTD,
     DATA_BLOCK_LIMIT,
     LINE_SIZE,
+    SLOT_USED,
     Block,
+    BlockView,
     Slot,
     Table,
     TableSlots,
     block_checksum,
     block_data,
+    block_view,
     entry_offset,
+    mapped_slot,
     slot_use,
+    view_slot,
 )
 
 cdef enum:
@@ -110,18 +115,79 @@ cdef class BlockCache:
         while self.count > 0 and self.bytes + self.reserved > self.limit:
             self._evict()
 
-    cdef int fetch(self, Table* table, size_t number, Block** out) noexcept nogil:
-        cdef Block* block
-        if not self.bypass:
-            block = slot_use(&table.cached[number])
-            if block != NULL:
-                self.hits += 1
-                counted_hold(&block.counted)
-                out[0] = block
-                return Status.OK
-        return self.load(table, number, out)
+    cdef int fetch(self, Table* table, size_t number, BlockView* out) noexcept nogil:
+        if self.bypass or not view_slot(table, number, out):
+            return self.load(table, number, out)
+        self.hits += 1
+        counted_hold(out.holder)
+        return Status.OK
 
-    cdef int load(self, Table* table, size_t number, Block** out) noexcept nogil:
+    cdef int load(self, Table* table, size_t number, BlockView* out) noexcept nogil:
+        cdef Block* block
+        cdef int status
+        if table.mapped != NULL and not self.bypass:
+            return self._load_mapped(table, number, out)
+        status = self._read(table, number, &block)
+        if status == Status.OK:
+            block_view(block, out)
+        return status
+
+    cdef int fetch_page(self, Table* table, size_t number, Block** out) noexcept nogil:
+        cdef Block* block = NULL if self.bypass else slot_use(&table.cached[number])
+        if block == NULL:
+            return self._read(table, number, out)
+        self.hits += 1
+        counted_hold(&block.counted)
+        out[0] = block
+        return Status.OK
+
+    cdef int load_page(self, Table* table, size_t number, Block** out) noexcept nogil:
+        return self._read(table, number, out)
+
+    cdef int _load_mapped(self, Table* table, size_t number, BlockView* out) noexcept nogil:
+        cdef uint64_t offset = table.offsets[number]
+        cdef size_t size = table.offsets[number + 1] - offset
+        cdef const uint8_t* stored = table.mapped + offset
+        cdef Block* block
+        cdef int status
+        if not self.cached_only:
+            # A block lies on two pages or more: the device fetches them at once.
+            self.files.will_need(table.mapping, offset, size)
+        elif size > 2 * BLOCK_TARGET or not self.files.is_resident(table.mapping, offset, size):
+            return Status.WOULD_BLOCK
+        # Of a large block a copy is of no use, nor where it would be let go of at once.
+        if stored[size - BLOCK_TRAILER] == BLOCK_STORED and (
+            size > BLOCK_TARGET + BLOCK_TRAILER or block_weight(size) > self.limit // 4
+        ):
+            return self.check_mapped(table, number, out)
+        self.misses += 1
+        status = self.unpack(table, number, stored, &block)
+        if status == Status.OK:
+            block_view(block, out)
+        return status
+
+    cdef int check_mapped(self, Table* table, size_t number, BlockView* out) noexcept nogil:
+        """Where it lies, once and for all."""
+        cdef uint64_t offset = table.offsets[number]
+        cdef const uint8_t* stored = table.mapped + offset
+        cdef size_t content_size = 0
+        cdef size_t count = 0
+        cdef int status
+        self.misses += 1
+        status = stored_check(
+            table.path, offset, stored, table.offsets[number + 1] - offset, DATA_BLOCK_LIMIT, &content_size
+        )
+        if status == Status.OK:
+            status = entries_check(table.path, offset, stored, content_size, &out.entries_size, &count)
+        if status < 0:
+            return status
+        table.cached[number] = mapped_slot(offset, out.entries_size, count)
+        out.content = stored
+        out.holder = &table.mapping.counted
+        counted_hold(out.holder)
+        return Status.OK
+
+    cdef int _read(self, Table* table, size_t number, Block** out) noexcept nogil:
         cdef uint8_t* stored
         cdef Block* block
         cdef uint64_t offset = table.offsets[number]
@@ -194,6 +260,7 @@ cdef class BlockCache:
         cdef size_t content_size = 0
         cdef uint8_t* content
         cdef Block* block
+        cdef bint as_it_is
         cdef int status = stored_check(
             table.path, offset, stored, size, table.size if number >= table.block_count else DATA_BLOCK_LIMIT,
             &content_size,
@@ -204,7 +271,8 @@ cdef class BlockCache:
         if block == NULL:
             return Status.ERR_MEMORY
         content = <uint8_t*>block_data(block)
-        if stored[size - BLOCK_TRAILER] == BLOCK_STORED:
+        as_it_is = stored[size - BLOCK_TRAILER] == BLOCK_STORED
+        if as_it_is:
             memcpy(content, stored, content_size)
         else:
             status = self.zstd.decompress(slice_of(stored, size - BLOCK_TRAILER), content, content_size)
@@ -215,6 +283,8 @@ cdef class BlockCache:
         if status < 0:
             counted_release(&block.counted)
             return status
+        if as_it_is and table.mapped != NULL and number < table.block_count:
+            block.leaves = mapped_slot(offset, block.size - 2 - 2 * <size_t>block.count, block.count)
         out[0] = block
         return Status.OK
 
@@ -231,7 +301,7 @@ cdef class BlockCache:
         self.count += 1
         self.bytes += weight
         # A page of the index serves twenty times as many keys as a data block: it gets a round before it is used.
-        table.cached[number] = <Slot>block | (number >= table.block_count)
+        table.cached[number] = <Slot><uintptr_t>block | (SLOT_USED if number >= table.block_count else 0)
         block.owner = table.slots
         counted_hold(&table.slots.counted)
         counted_hold(&block.counted)
@@ -246,12 +316,12 @@ cdef class BlockCache:
             at = &self.ring[self.hand]
             if self.hand + LOOK_AHEAD < self.count:
                 prefetch_line(at[LOOK_AHEAD].slot)
-            if not at.slot[0] & 1:
+            if not at.slot[0] & SLOT_USED:
                 break
-            at.slot[0] &= ~<Slot>1
+            at.slot[0] &= ~<Slot>SLOT_USED
             self.hand += 1
         block = at.block
-        at.slot[0] = 0
+        at.slot[0] = block.leaves
         # The last one takes its place, and is passed by once.
         self.count -= 1
         at[0] = self.ring[self.count]

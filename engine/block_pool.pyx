@@ -118,4 +118,5 @@ cdef Block* block_new(BlockPool* pool, uint64_t offset, size_t size) noexcept no
     block.offset = offset
     block.size = <uint32_t>size
     block.count = 0
+    block.leaves = 0
     return block

@@ -455,6 +455,7 @@ def open_database(
     max_clock_drift_ms: int = 500,
     memtable_bytes: int = 64 << 20,
     block_cache_bytes: int = 256 << 20,
+    mapped_reads: bool = True,
     log_keep_bytes: int = 256 << 20,
     segment_bytes: int = 64 << 20,
     files: Files | None = None,
@@ -467,8 +468,10 @@ def open_database(
     `durability`: "always" (a write returns when it is on the device), "interval" (at most a second
     later) or "os" (when the operating system likes). `memtable_bytes`: how much is kept in memory
     before it is written as a table; `block_cache_bytes`: limit of the memory for what has been read of
-    tables, of which their indexes take 6 bytes a key; `log_keep_bytes`: how much log is kept for other stores to catch
-    up from. `files`, `background`, `store_id` and `now_ms` serve simulations.
+    tables, of which their indexes take 6 bytes a key; `mapped_reads`: what doesn't fit that is read in mappings of the
+    table files, in memory that the operating system takes back as it likes, and a device's read error ends the process;
+    `log_keep_bytes`: how much log is kept for other stores to catch up from. `files`, `background`,
+    `store_id` and `now_ms` serve simulations.
 
     Raises LockedError when it is open already, CorruptionError naming file and offset when it is
     damaged, FormatError when a newer release wrote it, ConfigError for a wrong `durability`.
@@ -480,6 +483,7 @@ def open_database(
         max_clock_drift_ms=max_clock_drift_ms,
         memtable_bytes=memtable_bytes,
         block_cache_bytes=block_cache_bytes,
+        mapped_reads=mapped_reads,
         log_keep_bytes=log_keep_bytes,
         segment_bytes=segment_bytes,
         files=files,

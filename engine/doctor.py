@@ -227,7 +227,7 @@ class _Patient:
                 segment = f"wal/{start:016x}.log"
                 copy_file(self.files, str(self.path / segment), str(copy / segment))
             try:
-                with open_database(copy, "os", background=False) as db:
+                with open_database(copy, "os", background=False, mapped_reads=False) as db:
                     self.opens = True
                     torn = db.stats()["log_torn_bytes"]
                     if torn:

@@ -55,6 +55,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
         max_clock_drift_ms=500,
         memtable_bytes=64 << 20,
         block_cache_bytes=256 << 20,
+        mapped_reads=True,
         log_keep_bytes=256 << 20,
         segment_bytes=64 << 20,
         files=None,
@@ -81,7 +82,8 @@ cdef class DurableKeyspace(RefusingKeyspace):
         self.files.mkdir(self.path)
         self.lock_file = self.files.lock(self._file("LOCK"))
         try:
-            self._open(store_id, memtable_bytes, block_cache_bytes, segment_bytes)
+            reading = {"block_cache_bytes": block_cache_bytes, "mapped_reads": mapped_reads}
+            self._open(store_id, reading, segment_bytes)
         except BaseException:
             self.lock_file.release()
             raise
@@ -111,7 +113,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
             return f"{folder.st_dev}:{folder.st_ino}:{lock.st_ino}"
         return "memory"
 
-    def _open(self, store_id, memtable_bytes, block_cache_bytes, segment_bytes):
+    def _open(self, store_id, reading, segment_bytes):
         cdef uint64_t start = 0
         old = None
         name = self._file("IDENTITY")
@@ -126,9 +128,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
             # Persisted before anything else, so that a crash here can't leave a log without an owner.
             old = Identity(store_id, 0, False, 0, 0, 0, place, store_id)
             self.files.replace_file(name, encode_identity(old))
-        self.lsm = Lsm(
-            self.files, self._file("tables"), memtable_bytes=memtable_bytes, block_cache_bytes=block_cache_bytes
-        )
+        self.lsm = Lsm(self.files, self._file("tables"), memtable_bytes=self.memtable_bytes, **reading)
         checkpoint = msgpack.unpackb(self.lsm.checkpoint, strict_map_key=False) if self.lsm.checkpoint else None
         if checkpoint is not None:
             start = checkpoint["position"]

@@ -7,6 +7,7 @@ interrupted calls and short counts are under test, on real files.
 from libc.errno cimport EIO
 from libc.stdint cimport int64_t, uint64_t
 
+from everwrite.file_mapping cimport FileMapping
 from everwrite.files cimport PosixFiles, set_errno
 
 cdef enum SystemCall:
@@ -117,6 +118,9 @@ cdef class FaultyFiles(PosixFiles):
 
     cdef void* _sys_mmap(self, int handle, size_t size) noexcept nogil:
         return NULL if self._stopped(CALL_MMAP, size) else PosixFiles._sys_mmap(self, handle, size)
+
+    cdef FileMapping* _sys_mmap_read(self, int handle, size_t size) noexcept nogil:
+        return NULL if self._stopped(CALL_MMAP, size) else PosixFiles._sys_mmap_read(self, handle, size)
 
     cdef int64_t _sys_fstat_size(self, int handle) noexcept nogil:
         return -1 if self._stopped(CALL_FSTAT, 0) else PosixFiles._sys_fstat_size(self, handle)

@@ -6,6 +6,8 @@ after filling `last_fault`. All may be called without the GIL.
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from everwrite.file_mapping cimport FileMapping
+
 
 cdef enum OpenMode:
     OPEN_READ = 0          # existing file, read only
@@ -34,6 +36,13 @@ cdef class Files:
     # before the file is truncated to less than what is touched.
     cdef uint8_t* map(self, int handle, size_t size) noexcept nogil
     cdef void unmap(self, uint8_t* data, size_t size) noexcept nogil
+    # The first `size` bytes of a file that has them and won't change, with one reference; NULL: this file can't be
+    # mapped, go by `read`. Outlives the handle and the name.
+    cdef FileMapping* map_read(self, int handle, size_t size) noexcept nogil
+    # Whether reading that part of a mapping waits for no device; False when it can't tell.
+    cdef bint is_resident(self, const FileMapping* mapping, uint64_t offset, size_t size) noexcept nogil
+    # A hint that it will be read soon.
+    cdef void will_need(self, const FileMapping* mapping, uint64_t offset, size_t size) noexcept nogil
     cdef int64_t size(self, int handle) noexcept nogil
     cdef int rename(self, const char* source, const char* target) noexcept nogil
     cdef int unlink(self, const char* path) noexcept nogil
@@ -59,6 +68,7 @@ cdef class PosixFiles(Files):
     cdef int _sys_ftruncate(self, int handle, int64_t size) noexcept nogil
     cdef int _sys_fallocate(self, int handle, int64_t offset, int64_t size) noexcept nogil
     cdef void* _sys_mmap(self, int handle, size_t size) noexcept nogil
+    cdef FileMapping* _sys_mmap_read(self, int handle, size_t size) noexcept nogil
     cdef int64_t _sys_fstat_size(self, int handle) noexcept nogil
     cdef int _sys_rename(self, const char* source, const char* target) noexcept nogil
     cdef int _sys_unlink(self, const char* path) noexcept nogil

@@ -18,6 +18,9 @@ import os
 from everwrite.errors import LockedError, StorageError
 from everwrite.holder import describe_holder, holder_record
 
+from everwrite.file_mapping cimport (
+    FileMapping, mapping_for_reading, mapping_for_writing, mapping_resident, mapping_unmap, mapping_will_need,
+)
 from everwrite.status cimport Status, check, fault_io, last_fault
 
 cdef extern from *:
@@ -25,14 +28,9 @@ cdef extern from *:
     #include <errno.h>
     #include <fcntl.h>
     #include <stdio.h>
-    #include <sys/mman.h>
     #include <sys/stat.h>
     #include <sys/types.h>
     #include <unistd.h>
-
-    #ifdef __linux__
-      #include <sys/vfs.h>
-    #endif
 
     #ifndef O_CLOEXEC
       #define O_CLOEXEC 0
@@ -61,31 +59,6 @@ cdef extern from *:
         errno = EOPNOTSUPP;
         return -1;
     #endif
-    }
-
-    /* Whether a store in a mapping of allocated space can't fail there: it would end the process. Where blocks
-       are promised only when they are written (ZFS), or live behind a network or a daemon, write() can say so. */
-    static int ew_may_map(int handle) {
-    #ifdef __linux__
-        struct statfs about;
-        int status;
-        do status = fstatfs(handle, &about); while (status < 0 && errno == EINTR);
-        if (status < 0) return 0;
-        switch ((unsigned long)about.f_type & 0xfffffffful) {
-            case 0xef53:        /* ext2, ext3, ext4 */
-            case 0x58465342:    /* XFS */
-            case 0x01021994:    /* tmpfs */
-            case 0x794c7630:    /* overlayfs */
-                return 1;
-        }
-    #endif
-        (void)handle;
-        return 0;
-    }
-
-    static void* ew_mmap(int handle, size_t size) {
-        void* data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, handle, 0);
-        return data == MAP_FAILED ? NULL : data;
     }
 
     static void ew_set_errno(int number) { errno = number; }
@@ -118,9 +91,6 @@ cdef extern from *:
     long long ew_file_size(int handle) noexcept nogil
     void ew_handle_path(int handle, char* path, size_t size) noexcept nogil
     int ew_fallocate(int handle, int64_t offset, int64_t size) noexcept nogil
-    int ew_may_map(int handle) noexcept nogil
-    void* ew_mmap(int handle, size_t size) noexcept nogil
-    int munmap(void* data, size_t size) noexcept nogil
     int posix_close "close"(int handle) noexcept nogil
     ssize_t ew_read_resident(int handle, void* data, size_t size, long long offset) noexcept nogil
     ssize_t pread(int handle, void* data, size_t size, int64_t offset) noexcept nogil
@@ -179,6 +149,15 @@ cdef class Files:
         return NULL
 
     cdef void unmap(self, uint8_t* data, size_t size) noexcept nogil:
+        pass
+
+    cdef FileMapping* map_read(self, int handle, size_t size) noexcept nogil:
+        return NULL
+
+    cdef bint is_resident(self, const FileMapping* mapping, uint64_t offset, size_t size) noexcept nogil:
+        return False
+
+    cdef void will_need(self, const FileMapping* mapping, uint64_t offset, size_t size) noexcept nogil:
         pass
 
     cdef int64_t size(self, int handle) noexcept nogil:
@@ -386,7 +365,10 @@ cdef class PosixFiles(Files):
         return ew_fallocate(handle, offset, size)
 
     cdef void* _sys_mmap(self, int handle, size_t size) noexcept nogil:
-        return ew_mmap(handle, size) if ew_may_map(handle) else NULL
+        return mapping_for_writing(handle, size)
+
+    cdef FileMapping* _sys_mmap_read(self, int handle, size_t size) noexcept nogil:
+        return mapping_for_reading(handle, size)
 
     cdef int64_t _sys_fstat_size(self, int handle) noexcept nogil:
         return ew_file_size(handle)
@@ -494,7 +476,16 @@ cdef class PosixFiles(Files):
         return <uint8_t*>self._sys_mmap(handle, size)
 
     cdef void unmap(self, uint8_t* data, size_t size) noexcept nogil:
-        munmap(data, size)
+        mapping_unmap(data, size)
+
+    cdef FileMapping* map_read(self, int handle, size_t size) noexcept nogil:
+        return self._sys_mmap_read(handle, size)
+
+    cdef bint is_resident(self, const FileMapping* mapping, uint64_t offset, size_t size) noexcept nogil:
+        return mapping_resident(mapping, offset, size)
+
+    cdef void will_need(self, const FileMapping* mapping, uint64_t offset, size_t size) noexcept nogil:
+        mapping_will_need(mapping, offset, size)
 
     cdef int64_t size(self, int handle) noexcept nogil:
         cdef int64_t size = self._sys_fstat_size(handle)

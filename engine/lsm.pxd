@@ -37,6 +37,7 @@ cdef class Lsm:
     cdef uint64_t seed
     cdef uint64_t empty_epoch          # of the versions while they list nothing: nothing older to look for
     cdef size_t memtable_bytes
+    cdef bint mapped_reads
     cdef size_t set_aside              # so many of the newest frozen tables were frozen without a checkpoint
     cdef size_t set_aside_bytes
     cdef Files files

@@ -25,7 +25,7 @@ from everwrite.merge_iterator cimport (
 )
 from everwrite.pins cimport Counted, counted_hold, counted_release, ew_exchange, ew_load
 from everwrite.status cimport Status, check
-from everwrite.table_format cimport KEY_HASH_SEED, Block, Table
+from everwrite.table_format cimport KEY_HASH_SEED, Table
 from everwrite.table_reader cimport (
     TABLE_ABSENT, TABLE_FOUND, table_close, table_get, table_open, table_prefetch, table_prefetch_entry,
 )
@@ -89,17 +89,20 @@ cdef class Lsm:
             raise MemoryError
 
     def __init__(
-        self, Files files not None, folder, *, size_t memtable_bytes=64 << 20, size_t block_cache_bytes=256 << 20
+        self, Files files not None, folder, *, size_t memtable_bytes=64 << 20, size_t block_cache_bytes=256 << 20,
+        bint mapped_reads=True
     ):
         """Open the map in `folder`, which is made when it is missing.
 
         `memtable_bytes`: when the memory table wants to be frozen. `block_cache_bytes`: limit of
-        the blocks of table files kept in memory. Raises `CorruptionError` and `FormatError`,
+        the blocks of table files kept in memory. `mapped_reads`: table files are read through
+        mappings where the file system is fit for it. Raises `CorruptionError` and `FormatError`,
         each naming the file, and `StorageError`.
         """
         self.files = files
         self.folder = os.fsdecode(folder)
         self.memtable_bytes = memtable_bytes
+        self.mapped_reads = mapped_reads
         self.cache = BlockCache(files, block_cache_bytes)
         self.versions = Versions(files)
         self.keeps = True
@@ -174,7 +177,7 @@ cdef class Lsm:
                 path=os.fsdecode(path),
             )
         with nogil:
-            status = table_open(self.files, raw, number, size, &table)
+            status = table_open(self.files, raw, number, size, self.mapped_reads, &table)
         check(status)
         return table
 
@@ -242,7 +245,7 @@ cdef class Lsm:
 
     cdef int _get_from_tables(self, Version* version, Slice key, Pin* pin, Slice* value) noexcept nogil:
         cdef uint64_t key_hash
-        cdef Block* block
+        cdef Counted* holder
         cdef size_t i
         cdef int status
         if version.table_count == 0:
@@ -254,10 +257,10 @@ cdef class Lsm:
             for i in range(version.table_count):
                 table_prefetch(version.tables[i], key_hash)
         for i in range(version.table_count):
-            status = table_get(version.tables[i], self.cache, key, key_hash, &block, value)
+            status = table_get(version.tables[i], self.cache, key, key_hash, &holder, value)
             if status == TABLE_FOUND:
                 pin_release(pin)
-                pin.block = &block.counted
+                pin.block = holder
                 return 1
             if status != TABLE_ABSENT:
                 return status if status < 0 else 0
@@ -689,6 +692,7 @@ cdef class Lsm:
         cdef size_t frozen_bytes = 0
         cdef size_t tables
         cdef uint64_t table_bytes = 0
+        cdef uint64_t mapped_bytes = 0
         cdef uint64_t oldest_bytes = 0
         cdef uint64_t entries = 0
         cdef Version* version
@@ -701,6 +705,7 @@ cdef class Lsm:
                 frozen_bytes += version.frozen[i].memory
             for i in range(tables):
                 table_bytes += version.tables[i].size
+                mapped_bytes += version.tables[i].size if version.tables[i].mapping != NULL else 0
                 oldest_bytes = version.tables[i].size
                 entries += version.tables[i].entries
             self.versions.release(version)
@@ -711,6 +716,7 @@ cdef class Lsm:
             "frozen_bytes": frozen_bytes,
             "tables": tables,
             "table_bytes": table_bytes,
+            "mapped_bytes": mapped_bytes,
             "table_entries": entries,
             "cache_bytes": self.cache.bytes,
             "cache_reserved_bytes": self.cache.reserved,

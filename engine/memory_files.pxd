@@ -20,6 +20,7 @@ cdef class MemoryFiles(Files):
     cdef int _generation      # part of a handle: a crash raises it, so that handles of before are refused
     cdef list _injections     # armed failures
     cdef bint _armed          # whether there are any
+    cdef public bint maps_for_reading
 
     cdef int _open(self, bytes path, int mode) except? -1
     cdef _set_names(self, bytes folder, changes)

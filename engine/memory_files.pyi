@@ -7,6 +7,7 @@ from everwrite.files import Files, _Path
 
 @disjoint_base
 class MemoryFiles(Files):
+    maps_for_reading: bool
     def fail(
         self,
         operation: Literal[

@@ -8,7 +8,7 @@ The model is the strict one of POSIX: content is durable after a sync of the fil
 
 from libc.errno cimport EBADF, EIO, ENOENT
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 cimport cython
@@ -18,6 +18,7 @@ import os
 
 from everwrite.errors import LockedError, StorageError
 
+from everwrite.file_mapping cimport FileMapping
 from everwrite.files cimport Files, OpenMode, set_errno
 from everwrite.memory_content cimport (
     Content,
@@ -30,6 +31,7 @@ from everwrite.memory_content cimport (
     content_truncate,
     content_unmap,
 )
+from everwrite.pins cimport counted_init
 from everwrite.status cimport Status, fault_io
 
 cdef enum Operation:
@@ -91,13 +93,33 @@ cdef bytes _folder(bytes path):
     return os.path.dirname(path) or b"."
 
 
+cdef void _copy_drop(void* memory) noexcept nogil:
+    free(<void*>(<FileMapping*>memory).data)
+    free(memory)
+
+
+cdef FileMapping* _copied(const uint8_t* data, size_t size) noexcept nogil:
+    """A copy does for a mapping, as the file won't change; of its own size, so that a sanitizer sees its end."""
+    cdef FileMapping* mapping = <FileMapping*>malloc(sizeof(FileMapping))
+    cdef uint8_t* copy = <uint8_t*>malloc(size)
+    if mapping == NULL or copy == NULL:
+        free(mapping)
+        free(copy)
+        return NULL
+    memcpy(copy, data, size)
+    counted_init(&mapping.counted, _copy_drop)
+    mapping.data = copy
+    mapping.size = size
+    return mapping
+
+
 # Those who hold handles close them in their __dealloc__, perhaps after a collector has visited this object.
 @cython.no_gc_clear
 cdef class MemoryFiles(Files):
     """Files in memory: the same interface, fast, with crashes and failures on demand.
 
-    One object is one disk: it outlives the stores that are opened on it. Thread safety:
-    none; one thread at a time.
+    One object is one disk: it outlives the stores that are opened on it. `maps_for_reading`: whether files can be
+    mapped for reading, False at first. Thread safety: none; one thread at a time.
     """
 
     def __cinit__(self):
@@ -305,6 +327,16 @@ cdef class MemoryFiles(Files):
         with gil:
             self._forget_mapping(<size_t>data)
 
+    cdef FileMapping* map_read(self, int handle, size_t size) noexcept nogil:
+        cdef Content* content = self._content(handle)
+        if not self.maps_for_reading or content == NULL or content.size < size:
+            return NULL
+        return _copied(content.data, size)
+
+    cdef bint is_resident(self, const FileMapping* mapping, uint64_t offset, size_t size) noexcept nogil:
+        # Some is and some isn't, so that callers do both.
+        return offset & 1
+
     cdef _forget_mapping(self, size_t address):
         file = self._mappings.pop(address, None)
         if file is None:
@@ -489,4 +521,5 @@ cdef class MemoryFiles(Files):
         for folder, before in self._unsynced_names:
             twin._unsynced_names.append((folder, {name: twins.get(file) for name, file in before.items()}))
         twin._folders = set(self._folders)
+        twin.maps_for_reading = self.maps_for_reading
         return twin

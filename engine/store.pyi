@@ -22,6 +22,7 @@ class Store:
         max_clock_drift_ms: int = 500,
         memtable_bytes: int = ...,
         block_cache_bytes: int = ...,
+        mapped_reads: bool = True,
         log_keep_bytes: int = ...,
         segment_bytes: int = ...,
         files: Files | None = None,

@@ -9,13 +9,14 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from everwrite.block_cache cimport BlockCache
 from everwrite.coding cimport Slice
-from everwrite.table_format cimport Block, Table
+from everwrite.pins cimport Counted
+from everwrite.table_format cimport Table
 
 
 cdef struct TableCursor:
     Table* table
     size_t number                      # of the data block
-    Block* block                       # a reference; NULL: the entries lie in `ahead` or `unpacked`
+    Counted* holder                    # of the block, a reference; NULL: the entries lie in `ahead` or `unpacked`
     const uint8_t* content             # of the block; NULL: not positioned
     const uint8_t* offsets
     size_t entries_size
@@ -24,7 +25,7 @@ cdef struct TableCursor:
     Slice key
     Slice value
     bint removed
-    uint8_t* ahead                     # stored bytes of the blocks [first_ahead, end_ahead)
+    uint8_t* ahead                     # stored bytes of the blocks [first_ahead, end_ahead), unless mapped
     size_t ahead_capacity
     size_t first_ahead
     size_t end_ahead

@@ -13,14 +13,20 @@ from everwrite.table_format cimport (
     BLOCK_STORED,
     BLOCK_TRAILER,
     DATA_BLOCK_LIMIT,
+    SLOT_MAPPED,
+    SLOT_OFFSET_SHIFT,
     Block,
+    BlockView,
+    Slot,
     Table,
     TableEntry,
     block_data,
+    block_view,
     decode_entry,
     entry_offset,
     slot_block,
-    slot_use,
+    view_count,
+    view_slot,
 )
 from everwrite.table_reader cimport table_block_for
 
@@ -37,9 +43,9 @@ cdef void table_cursor_init(TableCursor* c, Table* table) noexcept nogil:
 
 
 cdef void _let_go(TableCursor* c) noexcept nogil:
-    if c.block != NULL:
-        counted_release(&c.block.counted)
-        c.block = NULL
+    if c.holder != NULL:
+        counted_release(c.holder)
+        c.holder = NULL
     c.content = NULL
 
 
@@ -65,12 +71,18 @@ cdef int _reserve(uint8_t** memory, size_t* capacity, size_t size) noexcept nogi
 
 # ---- blocks ----
 
-cdef void _stand_in_block(TableCursor* c, Block* block) noexcept nogil:
-    c.block = block
-    c.content = block_data(block)
-    c.count = block.count
-    c.entries_size = block.size - 2 - 2 * <size_t>block.count
+cdef void _stand_in(TableCursor* c, const BlockView* view) noexcept nogil:
+    """Make a block the current one; the reference to its holder is the cursor's from here on."""
+    c.holder = view.holder
+    c.content = view.content
+    c.count = view_count(c.table, c.number, view)
+    c.entries_size = view.entries_size
     c.offsets = c.content + c.entries_size
+
+
+cdef inline bint _goes_by_mapping(TableCursor* c, BlockCache cache) noexcept nogil:
+    # Who reads whole tables past the cache reads faster than pages can be mapped.
+    return c.table.mapped != NULL and not cache.bypass
 
 
 cdef int _read_ahead(TableCursor* c, BlockCache cache, size_t number, bint backwards) noexcept nogil:
@@ -93,14 +105,17 @@ cdef int _read_ahead(TableCursor* c, BlockCache cache, size_t number, bint backw
     size = table.offsets[end] - table.offsets[first]
     c.first_ahead = 0
     c.end_ahead = 0
-    if _reserve(&c.ahead, &c.ahead_capacity, size) < 0:
-        return Status.ERR_MEMORY
-    got = cache.files.read(table.file, table.offsets[first], c.ahead, size)
-    if got < 0:
-        return <int>got
-    if <uint64_t>got < size:
-        return fault_corrupt(table.path, table.offsets[first], "the file ends within a block")
-    cache.misses += end - first
+    if _goes_by_mapping(c, cache):
+        cache.files.will_need(table.mapping, table.offsets[first], size)
+    else:
+        if _reserve(&c.ahead, &c.ahead_capacity, size) < 0:
+            return Status.ERR_MEMORY
+        got = cache.files.read(table.file, table.offsets[first], c.ahead, size)
+        if got < 0:
+            return <int>got
+        if <uint64_t>got < size:
+            return fault_corrupt(table.path, table.offsets[first], "the file ends within a block")
+        cache.misses += end - first
     c.first_ahead = first
     c.end_ahead = end
     c.ahead_size = AHEAD_MOST if 2 * c.ahead_size > AHEAD_MOST else 2 * c.ahead_size
@@ -114,14 +129,28 @@ cdef int _stand_in_ahead(TableCursor* c, BlockCache cache, size_t number) noexce
     cdef Table* table = c.table
     cdef uint64_t offset = table.offsets[number]
     cdef size_t size = table.offsets[number + 1] - offset
-    cdef const uint8_t* stored = c.ahead + (offset - table.offsets[c.first_ahead])
+    cdef const uint8_t* stored
     cdef size_t content_size = 0
+    cdef BlockView view
     cdef Block* block
     cdef int status
+    if not _goes_by_mapping(c, cache):
+        stored = c.ahead + (offset - table.offsets[c.first_ahead])
+    else:
+        stored = table.mapped + offset
+        if cache.cached_only and not cache.files.is_resident(table.mapping, offset, size):
+            return Status.WOULD_BLOCK
+        if stored[size - BLOCK_TRAILER] == BLOCK_STORED and not cache.has_room():
+            status = cache.check_mapped(table, number, &view)
+            if status == Status.OK:
+                _stand_in(c, &view)
+            return status
+        cache.misses += 1
     if cache.has_room() and size <= 2 * AHEAD_FIRST:
         status = cache.unpack(table, number, stored, &block)
         if status == Status.OK:
-            _stand_in_block(c, block)
+            block_view(block, &view)
+            _stand_in(c, &view)
         return status
     status = stored_check(table.path, offset, stored, size, DATA_BLOCK_LIMIT, &content_size)
     if status < 0:
@@ -147,15 +176,18 @@ cdef inline void _prefetch_block(TableCursor* c, BlockCache cache, bint backward
     """The processor follows a block's entries by itself, but not from one block to the next."""
     cdef size_t number = c.number - 1 if backwards else c.number + 1
     cdef const uint8_t* at
-    cdef Block* block
+    cdef Slot slot
     cdef size_t i
     if cache.bypass or number >= c.table.block_count:
         return
-    block = slot_block(c.table.cached[number])
-    if block == NULL:
+    slot = c.table.cached[number]
+    if slot == 0:
         return
-    at = block_data(block)
-    prefetch_line(block)
+    if slot & SLOT_MAPPED:
+        at = c.table.mapped + (slot >> SLOT_OFFSET_SHIFT)
+    else:
+        at = block_data(slot_block(slot))
+        prefetch_line(slot_block(slot))
     prefetch_line(at + c.entries_size)
     prefetch_line(at + c.entries_size + 64)
     for i in range(PREFETCH_LINES):
@@ -164,23 +196,21 @@ cdef inline void _prefetch_block(TableCursor* c, BlockCache cache, bint backward
 
 cdef int _enter(TableCursor* c, BlockCache cache, size_t number, bint walking, bint backwards) noexcept nogil:
     """Make a data block the current one. `walking`: its neighbour was, and its other neighbour will be."""
-    cdef Block* block = NULL
+    cdef BlockView view
     cdef int status
     _let_go(c)
     c.number = number
-    if not cache.bypass:
-        block = slot_use(&c.table.cached[number])
-    if block != NULL:
+    if not cache.bypass and view_slot(c.table, number, &view):
         cache.hits += 1
-        counted_hold(&block.counted)
-        _stand_in_block(c, block)
+        counted_hold(view.holder)
+        _stand_in(c, &view)
     else:
         if not c.first_ahead <= number < c.end_ahead:
             if not walking and not cache.bypass:
                 c.ahead_size = AHEAD_FIRST
-                status = cache.load(c.table, number, &block)
+                status = cache.load(c.table, number, &view)
                 if status == Status.OK:
-                    _stand_in_block(c, block)
+                    _stand_in(c, &view)
                 return status
             status = _read_ahead(c, cache, number, backwards)
             if status < 0:

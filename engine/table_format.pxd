@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 
 from everwrite.checksum cimport crc32c
 from everwrite.coding cimport Slice, store_u64
+from everwrite.file_mapping cimport FileMapping
 from everwrite.memtable cimport KEY_SIZE_LIMIT, VALUE_SIZE_LIMIT
 from everwrite.pins cimport Counted
 
@@ -152,8 +153,18 @@ cdef extern from *:
     unsigned _offset "ew_offset"(const uint8_t* offsets, size_t i) noexcept nogil
 
 
-# The address of a block in memory, which is even, and 1 when it was used since the hand of the cache last passed; or 0.
-ctypedef uintptr_t Slot
+cdef enum:
+    SLOT_USED = 1
+    SLOT_MAPPED = 2
+    SLOT_SIZE_SHIFT = 4
+    SLOT_SIZE_MASK = (1 << 12) - 1
+    SLOT_OFFSET_SHIFT = 16
+    SLOT_OFFSET_BITS = 64 - 16
+
+# What leads to a block. 0: it must be read. The address of a `Block`, and SLOT_USED when it was used since the hand of
+# the cache last passed. Or, of a data block that was checked where it lies in the table's mapping, SLOT_MAPPED, where
+# its offsets begin (0: in a block of one entry, see `view_slot`), and its offset in the file.
+ctypedef uint64_t Slot
 
 
 cdef struct Block:
@@ -165,7 +176,8 @@ cdef struct Block:
     uint64_t offset                    # in the file
     uint32_t size                      # of the content
     uint32_t count                     # entries of a data block
-    uint64_t unused[2]                 # keeps the content where a line begins
+    Slot leaves                        # what its slot holds when the cache has pushed it out
+    uint64_t unused[1]                 # keeps the content where a line begins
 
 
 cdef struct TableSlots:
@@ -174,6 +186,13 @@ cdef struct TableSlots:
     Counted counted
     size_t count
     Slot* slots
+
+
+cdef struct BlockView:
+    # A data block in memory, and what keeps it there: a `Block`, or the mapping that it lies in.
+    const uint8_t* content
+    size_t entries_size                # behind them, the offsets of the entries
+    Counted* holder
 
 
 cdef struct Table:
@@ -199,6 +218,8 @@ cdef struct Table:
     uint64_t* offsets                  # of blocks, then pages, then the directory: block i ends where i + 1 begins
     TableSlots* slots
     Slot* cached                       # slots.slots
+    FileMapping* mapping               # of the whole file, or NULL
+    const uint8_t* mapped              # its bytes
     Block* directory
     Block* properties
     uint32_t* separators               # where in `directory` the index keys are; see there
@@ -213,15 +234,57 @@ cdef struct TableEntry:
     bint removed
 
 
+cdef inline Slot mapped_slot(uint64_t offset, size_t entries_size, size_t count) noexcept nogil:
+    """Leads to a checked block in the mapping; 0: there is no saying how large the block is."""
+    if 0 < entries_size <= SLOT_SIZE_MASK:
+        return offset << SLOT_OFFSET_SHIFT | entries_size << SLOT_SIZE_SHIFT | SLOT_MAPPED
+    return offset << SLOT_OFFSET_SHIFT | SLOT_MAPPED if count == 1 and entries_size else 0
+
+
 cdef inline Block* slot_block(Slot slot) noexcept nogil:
-    return <Block*>(slot & ~<uintptr_t>1)
+    return <Block*><uintptr_t>(slot & ~<Slot>SLOT_USED)
 
 
 cdef inline Block* slot_use(Slot* slot) noexcept nogil:
-    """The block that a slot leads to, which counts as used; NULL: there is none."""
-    if slot[0] != 0 and not slot[0] & 1:
-        slot[0] |= 1
+    """The block that a slot leads to, which counts as used; NULL: there is none. Not for what is mapped."""
+    if slot[0] != 0 and not slot[0] & SLOT_USED:
+        slot[0] |= SLOT_USED
     return slot_block(slot[0])
+
+
+cdef inline size_t table_content_size(const Table* table, size_t number) noexcept nogil:
+    """How large the content of a block is that isn't compressed."""
+    return table.offsets[number + 1] - table.offsets[number] - BLOCK_TRAILER
+
+
+cdef inline void block_view(Block* block, BlockView* view) noexcept nogil:
+    view.content = block_data(block)
+    view.entries_size = block.size - 2 - 2 * <size_t>block.count
+    view.holder = &block.counted
+
+
+cdef inline size_t view_count(const Table* table, size_t number, const BlockView* view) noexcept nogil:
+    """How many entries a data block has."""
+    if table.mapping != NULL and view.holder == &table.mapping.counted:
+        return (table_content_size(table, number) - 2 - view.entries_size) >> 1
+    return (<Block*>view.holder).count
+
+
+cdef inline bint view_slot(Table* table, size_t number, BlockView* view) noexcept nogil:
+    """A data block that is in memory, without a reference; False: it isn't."""
+    cdef Slot slot = table.cached[number]
+    if slot & SLOT_MAPPED:
+        # All from the slot, with no look at anything else of the block's before its entry.
+        view.content = table.mapped + (slot >> SLOT_OFFSET_SHIFT)
+        view.entries_size = (slot >> SLOT_SIZE_SHIFT) & SLOT_SIZE_MASK
+        if view.entries_size == 0:
+            view.entries_size = table_content_size(table, number) - 4
+        view.holder = &table.mapping.counted
+        return True
+    if slot == 0:
+        return False
+    block_view(slot_use(&table.cached[number]), view)
+    return True
 
 
 cdef inline const uint8_t* block_data(const Block* block) noexcept nogil:

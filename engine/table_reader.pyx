@@ -24,7 +24,7 @@ from everwrite.coding cimport (
 from everwrite.files cimport Files, OpenMode
 from everwrite.hashing cimport hash64
 from everwrite.key_order cimport common_prefix, key_head
-from everwrite.pins cimport counted_hold, counted_release
+from everwrite.pins cimport Counted, counted_hold, counted_release
 from everwrite.prefetch cimport prefetch_line
 from everwrite.status cimport Status, fault_corrupt, fault_format
 from everwrite.table_format cimport (
@@ -42,7 +42,12 @@ from everwrite.table_format cimport (
     SPILL_NONE,
     TABLE_MAGIC,
     TABLE_VERSION,
+    SLOT_MAPPED,
+    SLOT_OFFSET_BITS,
+    SLOT_OFFSET_SHIFT,
     Block,
+    BlockView,
+    Slot,
     Table,
     TableEntry,
     block_data,
@@ -56,8 +61,8 @@ from everwrite.table_format cimport (
     packed_entry,
     slot_block,
     slot_use,
+    view_slot,
 )
-
 
 # ---- opening ----
 
@@ -207,7 +212,9 @@ cdef Slice table_separator(const Table* table, size_t number) noexcept nogil:
     return get_slice(&r)
 
 
-cdef int table_open(Files files, const char* path, uint64_t number, uint64_t size, Table** out) noexcept nogil:
+cdef int table_open(
+    Files files, const char* path, uint64_t number, uint64_t size, bint mapped, Table** out
+) noexcept nogil:
     cdef Table* table = <Table*>calloc(1, sizeof(Table))
     cdef int status
     out[0] = NULL
@@ -232,6 +239,11 @@ cdef int table_open(Files files, const char* path, uint64_t number, uint64_t siz
     if status < 0:
         table_close(files, table)
         return status
+    # The file has the size that a mapping is read within: what was cut off would end the process.
+    if mapped and size >> SLOT_OFFSET_BITS == 0 and size <= <size_t>-1:
+        table.mapping = files.map_read(table.file, size)
+        if table.mapping != NULL:
+            table.mapped = table.mapping.data
     out[0] = table
     return Status.OK
 
@@ -245,6 +257,8 @@ cdef void table_close(Files files, Table* table) noexcept nogil:
         files.unlink(table.path)
     if table.slots != NULL:
         slots_close(table.slots)
+    if table.mapping != NULL:
+        counted_release(&table.mapping.counted)
     if table.directory != NULL:
         counted_release(&table.directory.counted)
     if table.properties != NULL:
@@ -277,6 +291,7 @@ cdef void table_prefetch_entry(const Table* table, uint64_t key_hash) noexcept n
     cdef const uint8_t* entry
     cdef uint64_t packed
     cdef unsigned candidates
+    cdef Slot slot
     if page == NULL:
         return
     line = block_data(page) + (place - number * PAGE_LINES) * LINE_SIZE
@@ -285,49 +300,52 @@ cdef void table_prefetch_entry(const Table* table, uint64_t key_hash) noexcept n
         packed = packed_entry(line, table.line_entries, table.location_bits + 4, lowest_bit(candidates))
         candidates &= candidates - 1
         if packed & 15 == (fraction >> 52) & 15 and packed >> (4 + OFFSET_BITS) < table.block_count:
-            block = slot_block(table.cached[packed >> (4 + OFFSET_BITS)])
-            if block != NULL:
-                entry = block_data(block) + ((packed >> 4) & ((<uint64_t>1 << OFFSET_BITS) - 1))
+            slot = table.cached[packed >> (4 + OFFSET_BITS)]
+            if slot == 0:
+                continue
+            entry = table.mapped + (slot >> SLOT_OFFSET_SHIFT)
+            if not slot & SLOT_MAPPED:
+                block = slot_block(slot)
                 prefetch_line(block)
-                prefetch_line(entry)
-                prefetch_line(entry + 64)
-                prefetch_line(entry + 128)
+                entry = block_data(block)
+            entry += (packed >> 4) & ((<uint64_t>1 << OFFSET_BITS) - 1)
+            prefetch_line(entry)
+            prefetch_line(entry + 64)
+            prefetch_line(entry + 128)
 
 
-cdef int entry_at(Table* table, const Block* block, uint64_t location, TableEntry* e) noexcept nogil:
-    cdef const uint8_t* content = block_data(block)
-    cdef const uint8_t* end = content + block.size - 2 - 2 * <size_t>block.count
-    cdef const uint8_t* at = content + (location & ((<uint64_t>1 << OFFSET_BITS) - 1))
-    if at >= end or not decode_entry(at, end, e):
-        return fault_corrupt(table.path, block.offset, "the index names a place where no entry begins")
+cdef int entry_at(Table* table, const BlockView* view, uint64_t location, TableEntry* e) noexcept nogil:
+    cdef size_t offset = location & ((<uint64_t>1 << OFFSET_BITS) - 1)
+    if offset >= view.entries_size or not decode_entry(view.content + offset, view.content + view.entries_size, e):
+        return fault_corrupt(
+            table.path, table.offsets[location >> OFFSET_BITS], "the index names a place where no entry begins"
+        )
     return Status.OK
 
 
 cdef int _look(
-    Table* table, BlockCache cache, Block* page, bint* held, Slice key, uint64_t location, Block** out, Slice* value
+    Table* table, BlockCache cache, Block* page, bint* held, Slice key, uint64_t location, Counted** out, Slice* value
 ) noexcept nogil:
     """Whether the entry at a place is the key's. With TABLE_FOUND, *out has one reference."""
     cdef uint64_t number = location >> OFFSET_BITS
-    cdef Block* block
+    cdef BlockView view
     cdef TableEntry e
     cdef int status
     cdef bint fresh = False
     if number >= table.block_count:
         return fault_corrupt(table.path, table.offsets[table.block_count], "the index names a block beyond the last")
-    block = NULL if cache.bypass else slot_use(&table.cached[number])
-    if block == NULL:
+    if cache.bypass or not view_slot(table, number, &view):
         # What is loaded may push the page out, where the search may have to go on.
         if not held[0]:
             counted_hold(&page.counted)
             held[0] = True
-        status = cache.load(table, number, &block)
+        status = cache.load(table, number, &view)
         if status < 0:
             return status
         fresh = True
     else:
-        prefetch_line(block)
         cache.hits += 1
-    status = entry_at(table, block, location, &e)
+    status = entry_at(table, &view, location, &e)
     if status == Status.OK:
         if e.key.size != key.size or memcmp(e.key.data, key.data, key.size) != 0:
             status = TABLE_ABSENT
@@ -335,17 +353,17 @@ cdef int _look(
             status = TABLE_REMOVED if e.removed else TABLE_FOUND
     if status == TABLE_FOUND:
         value[0] = e.value
-        out[0] = block
+        out[0] = view.holder
         if not fresh:
-            counted_hold(&block.counted)
+            counted_hold(view.holder)
     elif fresh:
-        counted_release(&block.counted)
+        counted_release(view.holder)
     return status
 
 
 cdef int _search_page(
     Table* table, BlockCache cache, Block* page, bint* held, uint64_t home, Slice key, uint64_t fraction,
-    Block** block, Slice* value
+    Counted** holder, Slice* value
 ) noexcept nogil:
     cdef uint8_t upper = fraction >> 56
     cdef uint64_t lower = (fraction >> 52) & 15
@@ -366,7 +384,7 @@ cdef int _search_page(
             packed = packed_entry(line, table.line_entries, bits, lowest_bit(candidates))
             candidates &= candidates - 1
             if packed & 15 == lower:
-                status = _look(table, cache, page, held, key, packed >> 4, block, value)
+                status = _look(table, cache, page, held, key, packed >> 4, holder, value)
                 if status != TABLE_ABSENT:
                     return status
         spill = line[1]
@@ -379,7 +397,7 @@ cdef int _search_page(
 
 
 cdef int table_get(
-    Table* table, BlockCache cache, Slice key, uint64_t key_hash, Block** block, Slice* value
+    Table* table, BlockCache cache, Slice key, uint64_t key_hash, Counted** holder, Slice* value
 ) noexcept nogil:
     cdef uint64_t fraction
     cdef uint64_t line = full_product(key_hash, table.lines, &fraction)
@@ -388,12 +406,12 @@ cdef int table_get(
     cdef bint held = page == NULL
     cdef int status
     if held:
-        status = cache.load(table, table.block_count + number, &page)
+        status = cache.load_page(table, table.block_count + number, &page)
         if status < 0:
             return status
     else:
         cache.hits += 1
-    status = _search_page(table, cache, page, &held, line - number * PAGE_LINES, key, fraction, block, value)
+    status = _search_page(table, cache, page, &held, line - number * PAGE_LINES, key, fraction, holder, value)
     if held:
         counted_release(&page.counted)
     return status
@@ -437,14 +455,14 @@ cdef void hash_cursor_init(HashCursor* c, Table* table, uint64_t first, uint64_t
     c.last = last
     c.page = full_product(first, table.lines, &fraction) // PAGE_LINES
     c.position = 0
-    c.block = NULL
+    c.holder = NULL
     buffer_init(&c.found)
 
 
 cdef void hash_cursor_free(HashCursor* c) noexcept nogil:
-    if c.block != NULL:
-        counted_release(&c.block.counted)
-        c.block = NULL
+    if c.holder != NULL:
+        counted_release(c.holder)
+        c.holder = NULL
     buffer_free(&c.found)
 
 
@@ -461,7 +479,7 @@ cdef int _collect(HashCursor* c, BlockCache cache, const Block* page) noexcept n
     cdef const uint8_t* line
     cdef HashEntry found
     cdef TableEntry e
-    cdef Block* block
+    cdef BlockView view
     cdef uint64_t i
     cdef uint32_t k
     cdef int status
@@ -473,13 +491,13 @@ cdef int _collect(HashCursor* c, BlockCache cache, const Block* page) noexcept n
             found.location = packed_entry(line, table.line_entries, bits, k) >> 4
             if found.location >> OFFSET_BITS >= table.block_count:
                 return fault_corrupt(table.path, page.offset, "the index names a block beyond the last")
-            status = cache.fetch(table, found.location >> OFFSET_BITS, &block)
+            status = cache.fetch(table, found.location >> OFFSET_BITS, &view)
             if status < 0:
                 return status
-            status = entry_at(table, block, found.location, &e)
+            status = entry_at(table, &view, found.location, &e)
             if status == Status.OK:
                 found.hash = hash64(e.key, KEY_HASH_SEED)
-            counted_release(&block.counted)
+            counted_release(view.holder)
             if status < 0:
                 return status
             if c.first <= found.hash <= c.last and put_bytes(&c.found, &found, sizeof(HashEntry)) < 0:
@@ -491,17 +509,18 @@ cdef int hash_cursor_next(HashCursor* c, BlockCache cache) noexcept nogil:
     cdef uint64_t fraction
     cdef HashEntry* found
     cdef TableEntry e
+    cdef BlockView view
     cdef Block* page
     cdef int status
-    if c.block != NULL:
-        counted_release(&c.block.counted)
-        c.block = NULL
+    if c.holder != NULL:
+        counted_release(c.holder)
+        c.holder = NULL
     while c.position * sizeof(HashEntry) == c.found.size:
         if c.page > full_product(c.last, c.table.lines, &fraction) // PAGE_LINES:
             return 0
         c.found.size = 0
         c.position = 0
-        status = cache.fetch(c.table, c.table.block_count + c.page, &page)
+        status = cache.fetch_page(c.table, c.table.block_count + c.page, &page)
         if status < 0:
             return status
         status = _collect(c, cache, page)
@@ -513,10 +532,11 @@ cdef int hash_cursor_next(HashCursor* c, BlockCache cache) noexcept nogil:
         c.page += 1
     found = <HashEntry*>c.found.data + c.position
     c.position += 1
-    status = cache.fetch(c.table, found.location >> OFFSET_BITS, &c.block)
+    status = cache.fetch(c.table, found.location >> OFFSET_BITS, &view)
     if status < 0:
         return status
-    status = entry_at(c.table, c.block, found.location, &e)
+    c.holder = view.holder
+    status = entry_at(c.table, &view, found.location, &e)
     if status < 0:
         return status
     c.key = e.key

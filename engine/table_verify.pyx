@@ -1,6 +1,6 @@
 """Reading a table file to the end whatever is damaged in it: what is wrong, and what can still be read."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp
 
 import os
@@ -18,11 +18,13 @@ from everwrite.table_format cimport (
     KEY_HASH_SEED,
     OFFSET_BITS,
     Block,
+    BlockView,
     Table,
     TableEntry,
     block_data,
     decode_entry,
     entry_offset,
+    view_count,
 )
 from everwrite.table_reader cimport table_close, table_open, table_separator
 
@@ -56,7 +58,8 @@ cdef class _Reading:
         self.cache = BlockCache(files, 0, bypass=True)
         # The file may lie where nothing can be written: all is kept in memory.
         self.index = IndexWriter(files, raw, <size_t>1 << 48)
-        check(table_open(files, raw, number, size, &self.table))
+        # Not through a mapping: what the device refuses is to be an error here.
+        check(table_open(files, raw, number, size, False, &self.table))
 
     def __dealloc__(self):
         if self.table != NULL:
@@ -80,19 +83,19 @@ cdef class _Reading:
             check(status)
         return (<bytes>last_fault().reason).decode("utf-8", "replace")
 
-    cdef str entry(self, size_t number, const Block* block, size_t i, TableEntry* e):
+    cdef str entry(self, size_t number, const BlockView* block, size_t i, TableEntry* e):
         """Decode entry `i` of a block and hold it against what must be true of it. What is wrong, or None."""
         cdef Slice separator
-        cdef size_t entries_size = block.size - 2 - 2 * <size_t>block.count
-        cdef size_t begin = entry_offset(block_data(block) + entries_size, i)
-        cdef size_t end = entries_size
-        if i + 1 < block.count:
-            end = entry_offset(block_data(block) + entries_size, i + 1)
+        cdef const uint8_t* offsets = block.content + block.entries_size
+        cdef size_t begin = entry_offset(offsets, i)
+        cdef size_t end = block.entries_size
+        if i + 1 < view_count(self.table, number, block):
+            end = entry_offset(offsets, i + 1)
         if (
             (i == 0 and begin != 0)
             or end <= begin
-            or not decode_entry(block_data(block) + begin, block_data(block) + end, e)
-            or e.value.data + e.value.size != block_data(block) + end
+            or not decode_entry(block.content + begin, block.content + end, e)
+            or e.value.data + e.value.size != block.content + end
         ):
             return "a malformed entry"
         if self.entries > 0 and slice_compare(e.key, buffer_slice(&self.last)) <= 0:
@@ -105,8 +108,8 @@ cdef class _Reading:
                 return "a key lies behind the next block's index key"
         return None
 
-    cdef int note(self, size_t number, const Block* block, size_t i, const TableEntry* e) except -1:
-        cdef uint64_t begin = entry_offset(block_data(block) + block.size - 2 - 2 * <size_t>block.count, i)
+    cdef int note(self, size_t number, const BlockView* block, size_t i, const TableEntry* e) except -1:
+        cdef uint64_t begin = entry_offset(block.content + block.entries_size, i)
         self.last.size = 0
         if put_bytes(&self.last, e.key.data, e.key.size) < 0:
             raise MemoryError
@@ -117,7 +120,7 @@ cdef class _Reading:
 
     cdef object check_block(self, size_t number):
         """None, or what is wrong with a data block."""
-        cdef Block* block
+        cdef BlockView block
         cdef TableEntry e
         cdef size_t i
         cdef int status
@@ -127,15 +130,15 @@ cdef class _Reading:
         if status < 0:
             return self.block_damage(number, self.fault(status))
         try:
-            for i in range(block.count):
-                wrong = self.entry(number, block, i, &e)
+            for i in range(view_count(self.table, number, &block)):
+                wrong = self.entry(number, &block, i, &e)
                 if wrong is not None:
                     return self.block_damage(number, wrong)
                 if number == 0 and i == 0 and not slice_equal(e.key, self.table.smallest):
                     return self.block_damage(number, "the first key isn't the one that the properties name")
-                self.note(number, block, i, &e)
+                self.note(number, &block, i, &e)
         finally:
-            counted_release(&block.counted)
+            counted_release(block.holder)
         return None
 
     cdef object check_page(self, size_t number, bint compare):
@@ -147,7 +150,7 @@ cdef class _Reading:
                 status = self.index.make_page()
             check(status)
         with nogil:
-            status = self.cache.load(self.table, place, &page)
+            status = self.cache.load_page(self.table, place, &page)
         if status < 0:
             return self.damage(self.table.offsets[place], self.fault(status), None, None)
         try:
@@ -197,7 +200,7 @@ cdef class _Reading:
 
     def readable(self):
         """Yield the entries of all blocks that aren't damaged, up to where one is malformed."""
-        cdef Block* block
+        cdef BlockView block
         cdef TableEntry e
         cdef size_t number
         cdef size_t i
@@ -210,13 +213,13 @@ cdef class _Reading:
                 continue
             found = []
             try:
-                for i in range(block.count):
-                    if self.entry(number, block, i, &e) is not None:
+                for i in range(view_count(self.table, number, &block)):
+                    if self.entry(number, &block, i, &e) is not None:
                         break
-                    self.note(number, block, i, &e)
+                    self.note(number, &block, i, &e)
                     found.append((_bytes(e.key), None if e.removed else _bytes(e.value)))
             finally:
-                counted_release(&block.counted)
+                counted_release(block.holder)
             yield from found
 
 

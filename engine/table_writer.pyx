@@ -160,8 +160,9 @@ cdef class TableWriter:
                 return status
             self.incompressible += 1
         separator = slice_of(self.frame.data, separator_size)
-        # Decompression costs time at each read: it has to save an eighth to be worth it.
-        if separator_size < self.frame.size <= separator_size + self.block.size - self.block.size // 8:
+        # What is stored as it is can be read where it lies, without a copy of it in the cache: compression has to save
+        # a quarter to be worth more.
+        if separator_size < self.frame.size <= separator_size + self.block.size - self.block.size // 4:
             self.incompressible = 0
             status = self._write_block(
                 slice_of(self.frame.data + separator_size, self.frame.size - separator_size), self.block.size,

@@ -188,6 +188,13 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     block_cache_bytes: Annotated[
         int, msgspec.Meta(ge=1 << 20, le=1 << 40, description="Memory for blocks that were read from table files.")
     ] = 256 << 20
+    mapped_reads: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Read table files through mappings; a device's read error then ends the process instead of "
+            "failing one read."
+        ),
+    ] = False
     log_keep_bytes: Annotated[
         int, msgspec.Meta(ge=1 << 20, le=1 << 50, description="How much log is kept for peers that are behind.")
     ] = 1 << 30

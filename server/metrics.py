@@ -125,6 +125,7 @@ STORE: Final[Mapping[str, Family]] = {
     "cache_misses": _counter("block_cache_misses", "Reads of blocks that had to be fetched from a table file."),
     "tables": _gauge("tables", "Sorted table files."),
     "table_bytes": _gauge("table_bytes", "Size of the sorted table files."),
+    "mapped_bytes": _gauge("table_mapped_bytes", "Size of those that are read through a mapping."),
     "local_changes": _counter("local_changes", "Changes that this node's clients made."),
     "applied_changes": _counter("applied_changes", "Changes of other nodes that were applied."),
     "duplicate_changes": _counter("duplicate_changes", "Changes of other nodes that were here already."),

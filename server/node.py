@@ -325,5 +325,6 @@ def _open(config: NodeConfig) -> everwrite.Database:
         max_clock_drift_ms=config.max_clock_drift_ms,
         memtable_bytes=config.memtable_bytes,
         block_cache_bytes=config.block_cache_bytes,
+        mapped_reads=config.mapped_reads,
         log_keep_bytes=config.log_keep_bytes,
     )

@@ -11,10 +11,12 @@ from tests.faults.damage import Silent, flip, sample
 ALL_BITS = range(8)
 
 
+@pytest.mark.parametrize("mapped", [False, True], ids=["read", "mapped"])
 @pytest.mark.parametrize("clean", [True, False], ids=["closed", "killed"])
 @pytest.mark.parametrize("bits", [(1,), pytest.param(ALL_BITS, marks=pytest.mark.slow)], ids=["one", "all"])
-def test_flipped_bits(clean: bool, bits: Sequence[int]) -> None:
+def test_flipped_bits(clean: bool, bits: Sequence[int], mapped: bool) -> None:
     disk, states = sample(clean=clean)
+    disk.maps_for_reading = mapped
     counts = flip(disk, states, clean=clean, bits=bits)
     for kind in ("IDENTITY", "log", "manifest", "table"):
         # Each kind of file was there, and its damage was seen.

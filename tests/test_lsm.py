@@ -23,9 +23,12 @@ OPERATIONS = ("open", "write", "sync", "rename", "sync_dir")
 
 
 class LsmMachine(RuleBasedStateMachine):
+    maps = False
+
     def __init__(self) -> None:
         super().__init__()
         self.files = MemoryFiles()
+        self.files.maps_for_reading = self.maps
         self.lsm = Lsm(self.files, "lsm", block_cache_bytes=100_000)
         self.model: dict[bytes, bytes] = {}
         # What the map held at each freeze; a checkpoint is the index into this.
@@ -204,8 +207,14 @@ class LsmMachine(RuleBasedStateMachine):
         assert list(self.lsm.items()) == sorted(self.model.items())
 
 
+class MappedLsmMachine(LsmMachine):
+    maps = True
+
+
 TestLsm = LsmMachine.TestCase
 TestLsm.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestMappedLsm = MappedLsmMachine.TestCase
+TestMappedLsm.settings = TestLsm.settings
 
 
 def fill(lsm: Lsm, rounds: int, *, keys: int, size: int, source: random.Random) -> dict[bytes, bytes]:
@@ -265,8 +274,9 @@ def test_wants_freeze_is_reached_by_writes() -> None:
     assert 500 < i < 2_000
 
 
-def test_reads_and_writes_beside_background_flush_and_compaction(tmp_path: Path) -> None:
-    lsm = Lsm(PosixFiles(), tmp_path, block_cache_bytes=50_000)
+@pytest.mark.parametrize("mapped", [False, True], ids=["read", "mapped"])
+def test_reads_and_writes_beside_background_flush_and_compaction(tmp_path: Path, mapped: bool) -> None:
+    lsm = Lsm(PosixFiles(), tmp_path, block_cache_bytes=50_000, mapped_reads=mapped)
     stop = threading.Event()
     failures: list[BaseException] = []
 

@@ -241,6 +241,7 @@ class PairMachine(RuleBasedStateMachine):
         self.now_ms = START_MS
         history = History()
         self.disks = [MemoryFiles(), MemoryFiles()]
+        self.disks[1].maps_for_reading = True
         self.replicas = [Replica(EngineStore(self.open(number)), history) for number in range(2)]
 
     def open(self, number: int) -> Any:

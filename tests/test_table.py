@@ -1,5 +1,6 @@
 """Table files: what is read is what was written, or an error that names the file and the place."""
 
+import os
 import random
 from pathlib import Path
 
@@ -17,11 +18,20 @@ from everwrite.memory_files import MemoryFiles
 from everwrite.table_verify import readable_entries, table_flushes, verify_table
 
 TABLE = "lsm/0000000000000001.table"
+MAPPED = {"mapped": False}
+
+
+@pytest.fixture(params=[False, True], ids=["read", "mapped"], scope="module", autouse=True)
+def mapped(request: pytest.FixtureRequest) -> bool:
+    """Each test reads tables by calls, and once more through mappings."""
+    MAPPED["mapped"] = request.param
+    return MAPPED["mapped"]
 
 
 def store(entries: dict[bytes, bytes], removed: list[bytes] | None = None) -> MemoryFiles:
     """An Lsm's files with all of `entries` in one table, and below it one table that `removed` hides keys of."""
     files = MemoryFiles()
+    files.maps_for_reading = MAPPED["mapped"]
     lsm = Lsm(files, "lsm")
     for key, value in entries.items():
         lsm[key] = value
@@ -137,6 +147,9 @@ def test_blocks_that_shrink_are_compressed_and_others_are_not() -> None:
     lsm = Lsm(store(alike), "lsm")
     assert list(lsm.items()) == sorted(alike.items())
     assert lsm.statistics()["table_bytes"] < sizes // 3
+    lsm = Lsm(store(alike), "lsm", block_cache_bytes=1 << 16)
+    for key in source.sample(sorted(alike), 1_000):
+        assert lsm[key] == alike[key]
     lsm = Lsm(store({key: source.randbytes(112) for key in alike}), "lsm")
     assert lsm.statistics()["table_bytes"] > sizes
 
@@ -181,9 +194,10 @@ def test_keys_whose_hashes_begin_alike_are_all_found() -> None:
     assert not any(key in lsm for key in list(entries)[50:2_000] if key not in chosen)
 
 
-def test_data_larger_than_the_cache_reads_the_same(tmp_path: Path) -> None:
+def test_data_larger_than_the_cache_reads_the_same(tmp_path: Path, mapped: bool) -> None:
     entries = random_entries(20_000, 16)
-    with everwrite.open(tmp_path, durability="os", memtable_bytes=1 << 20, block_cache_bytes=1 << 19) as db:
+    sizes = {"memtable_bytes": 1 << 20, "block_cache_bytes": 1 << 19}
+    with everwrite.open(tmp_path, durability="os", mapped_reads=mapped, **sizes) as db:
         for key, value in entries.items():
             db[key] = value
         db.compact()
@@ -196,7 +210,28 @@ def test_data_larger_than_the_cache_reads_the_same(tmp_path: Path) -> None:
         assert list(db.scan()) == sorted(entries.items())
         assert list(db.scan(reverse=True)) == sorted(entries.items(), reverse=True)
         assert db.stats()["cache_bytes"] <= 1 << 19
-        assert db.stats()["cache_misses"] > 5_000
+        about = db.stats()
+        assert about["mapped_bytes"] in (0, about["table_bytes"] if mapped else 0)
+        # In a mapping a block is checked once, and no cache is too small for it.
+        assert (about["cache_misses"] > 5_000) == (about["mapped_bytes"] == 0)
+
+
+def test_a_file_that_was_cut_is_no_reason_to_die(tmp_path: Path, mapped: bool) -> None:
+    # Loads behind the end of a mapped file end the process.
+    options = {"durability": "os", "background": False, "mapped_reads": mapped}
+    with everwrite.open(tmp_path, **options) as db:
+        for key, value in random_entries(5_000, 18).items():
+            db[key] = value
+        db.compact()
+        (table,) = (tmp_path / "tables").glob("*.table")
+        size = table.stat().st_size
+        os.truncate(table, size // 2)
+        report = db.verify()
+        assert [damage.path for damage in report.damages] == [str(table)]
+        assert any("because of damage" in note for note in report.notes)
+    with pytest.raises(errors.CorruptionError, match=table.name) as caught:
+        everwrite.open(tmp_path, **options)
+    assert caught.value.offset == size // 2
 
 
 def observe(files: MemoryFiles, entries: dict[bytes, bytes]) -> dict[bytes, bytes]:
