@@ -24,6 +24,7 @@ from everwrite.files import Files, PosixFiles
 from everwrite.frozen import FrozenStore
 from everwrite.identity import decode_identity, encode_identity
 from everwrite.inspection import check_table, place, table_name
+from everwrite.options import path_of
 from everwrite.report import Damage
 from everwrite.store import Store
 from everwrite.wal_recovery import open_log
@@ -137,7 +138,7 @@ def _check_copy(files: Files, source: str, target: str, expected: tuple[int, int
 def back_up(store: Store, path: str | os.PathLike[str], progress: Progress | None = None) -> BackupInfo:
     """Write a backup of `store` to the folder `path`; see `Database.backup`."""
     files: Files = store.files
-    target = os.fspath(path)
+    target = path_of(path)
     frozen = FrozenStore.for_backup(store)
     try:
         _claim_target(files, target)
@@ -228,7 +229,7 @@ def restore(
     when it is damaged, FormatError when a newer release wrote it, StorageError.
     """
     files = PosixFiles() if files is None else files
-    source, target = os.fspath(backup), os.fspath(path)
+    source, target = path_of(backup), path_of(path)
     info = read_marker(files, source)
     decode_identity(bytes(files.read_file(place(source, "IDENTITY"))), place(source, "IDENTITY"))
     manifests.load(files, place(source, "tables", "manifest"))

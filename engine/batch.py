@@ -1,6 +1,6 @@
 """The batch: what one store sends to another, as bytes.
 
-docs/formats/batch.md shows the layout: a msgpack array around a zstd-compressed body. The same
+docs/formats/batch.md shows the layout: a msgpack array around a zstd-compressed body, and a checksum. The same
 bytes serve embedded stores (`Store.changes`) and the links between servers.
 """
 
@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeGuard
 import msgpack
 import zstandard
 
+from everwrite.checksum import checksum
 from everwrite.errors import FormatError, ProtocolError, TooLargeError
 
 __all__ = ["CHANGES", "CLAIM", "MAX_BATCH_BODY", "STATES", "Batch", "Span", "decode_batch", "encode_batch"]
@@ -28,6 +29,7 @@ MAX_BATCH_BODY = 160 << 20
 """Bytes that a body may have after decompression: the largest change and what surrounds it."""
 
 _MAX_SPANS = 1 << 16
+_CHECKSUM_BYTES = 4
 _COMPRESS = zstandard.ZstdCompressor(level=1, write_content_size=True)
 
 
@@ -56,7 +58,7 @@ def encode_batch(
 ) -> bytes:
     """The bytes of a batch of `count` changes, states or (for a claim) state batches."""
     packed: bytes = msgpack.packb([VERSION, kind, spans, count, len(body), _COMPRESS.compress(body), resync, index])
-    return packed
+    return packed + checksum(packed).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def _unsigned(value: object) -> TypeGuard[int]:
@@ -74,8 +76,11 @@ def decode_batch(data: bytes) -> Batch:
     `MAX_BATCH_BODY`, FormatError when a newer release made it. Allocates no more than the
     input's size before every length has been checked.
     """
+    content, expected = memoryview(data)[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    if checksum(content).to_bytes(_CHECKSUM_BYTES, "little") != expected:
+        raise _refuse("its checksum doesn't match: it was cut short or altered on the way")
     try:
-        fields = msgpack.unpackb(data, use_list=True, strict_map_key=True)
+        fields = msgpack.unpackb(content, use_list=True, strict_map_key=True)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise _refuse(f"not msgpack ({error})") from None
     if not isinstance(fields, list) or not fields:

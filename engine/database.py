@@ -13,11 +13,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from itertools import islice
-from typing import Any
+from typing import Any, SupportsIndex
 
 from everwrite import access, explain
 from everwrite.clock import merge
@@ -235,9 +236,10 @@ class MapView(MutableMapping[bytes, bytes]):
         return f"MapView({self.key!r})"
 
 
-def _int64(n: int) -> int:
-    if -(1 << 63) <= n < 1 << 63:
-        return n
+def _int64(n: SupportsIndex) -> int:
+    number = operator.index(n)
+    if -(1 << 63) <= number < 1 << 63:
+        return number
     raise OverflowError(f"the amount is {n!r}; it must be an integer of 64 bits with sign")
 
 
@@ -474,7 +476,7 @@ def open_database(
     `store_id` and `now_ms` serve simulations.
 
     Raises LockedError when it is open already, CorruptionError naming file and offset when it is
-    damaged, FormatError when a newer release wrote it, ConfigError for a wrong `durability`.
+    damaged, FormatError when a newer release wrote it, ConfigError for an option that can't be.
     """
     return Database(
         path,

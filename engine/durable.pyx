@@ -26,6 +26,7 @@ from everwrite.background import new_worker, start_tending
 from everwrite.errors import ConfigError, CorruptionError, StorageError
 from everwrite.files import PosixFiles
 from everwrite.identity import Identity, decode_identity, encode_identity, next_identity
+from everwrite.options import path_of, size_of
 from everwrite.wal_recovery import open_log
 
 DURABILITIES = ("always", "interval", "os")
@@ -35,6 +36,7 @@ _open_stores = weakref.WeakSet()
 cdef enum Tuning:
     CLOCK_AHEAD_MS = 20000       # how far ahead the clock's bound is persisted
     SYNC_INTERVAL_MS = 1000      # durability `interval`
+    MEMTABLE_LEAST = 4096        # bytes: below, a file would be written for every few keys
     INDEX_EVERY = 1 << 20        # bytes of log between two entries of the position index
     FROZEN_MAX = 2               # full memory tables that are frozen before writers wait for the flush
 
@@ -65,12 +67,13 @@ cdef class DurableKeyspace(RefusingKeyspace):
     ):
         if durability not in DURABILITIES:
             raise ConfigError(f"durability is {durability!r}; it must be one of {', '.join(DURABILITIES)}")
-        self.path = os.fspath(path)
+        self.path = path_of(path)
         self.durability = durability
         self.sync_always = durability == "always"
         self.files = PosixFiles() if files is None else files
-        self.log_keep_bytes = log_keep_bytes
-        self.memtable_bytes = memtable_bytes
+        self.log_keep_bytes = size_of("log_keep_bytes", log_keep_bytes, 0)
+        self.memtable_bytes = size_of("memtable_bytes", memtable_bytes, Tuning.MEMTABLE_LEAST)
+        block_cache_bytes = size_of("block_cache_bytes", block_cache_bytes, 0)
         self.clock = HybridClock(max_clock_drift_ms)
         self.clock.manual_ms = now_ms
         self.log_index = []

@@ -4,6 +4,8 @@ from cpython.bytes cimport PyBytes_Check
 from cpython.ref cimport PyObject
 from libc.stdint cimport int64_t
 
+import operator
+
 from everwrite.arguments cimport bytes_slice, check_bytes, slice_bytes
 from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, buffer_slice, put_bytes
 from everwrite.groups cimport GroupedStore
@@ -214,8 +216,10 @@ cdef class StoreMapping(GroupedStore):
     # ---- deadlines ----
 
     cdef int64_t deadline_after(self, object ttl) except -1:
+        if not isinstance(ttl, (int, float)):
+            raise TypeError(f"ttl is {ttl!r}; it must be a number of seconds")
         if not 0 < ttl < _TTL_LIMIT:
-            raise ValueError(f"ttl is {ttl!r}; it must be a positive number of seconds")
+            raise ValueError(f"ttl is {ttl!r}; it must be more than 0 and less than {_TTL_LIMIT:g} seconds")
         return self.clock.now_ms() + max(1, round(ttl * 1000))
 
     def expire(self, key, ttl, /):
@@ -281,6 +285,7 @@ cdef class StoreMapping(GroupedStore):
                 check_bytes(bound)
         if not keys and not values:
             raise ValueError("keys and values are both False: there is nothing to yield")
+        limit = None if limit is None else operator.index(limit)
         if limit is not None and limit < 0:
             raise ValueError(f"limit is {limit!r}; it must be None or 0 and more")
         return open_scan(self, prefix, start, stop, reverse, keys, values, -1 if limit is None else limit)

@@ -5,9 +5,10 @@ Made by the methods `sorted_set`, `bounded_counter` and `sequence` of a `Databas
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import ClassVar, Literal, overload
+from typing import ClassVar, Literal, SupportsIndex, overload
 
 from everwrite import access, ordered_access
 from everwrite.errors import OverflowError
@@ -174,7 +175,8 @@ class SortedSet(View):
         return found[0]
 
 
-def _count(limit: int) -> int:
+def _count(limit: SupportsIndex) -> int:
+    limit = operator.index(limit)
     if limit < 0:
         raise ValueError(f"the limit is {limit}; it must not be negative")
     return min(limit, 1 << 62)
@@ -281,7 +283,8 @@ class BoundedCounter(View):
         return {} if state is None else state[2]
 
 
-def _amount(n: int) -> int:
+def _amount(n: SupportsIndex) -> int:
+    n = operator.index(n)
     if n <= 0:
         raise ValueError(f"the amount is {n!r}; it must be positive")
     if n >= 1 << 63:
@@ -414,6 +417,7 @@ class SequenceView(View, Sequence[bytes]):
 
     def insert_all(self, index: int, values: Iterable[bytes]) -> list[bytes]:
         """Put values before the item with this index, together as one update; returns their positions."""
+        index = operator.index(index)
         if index < 0:
             index = max(0, len(self) + index)
         return ordered_access.sequence_insert(
@@ -465,6 +469,7 @@ class SequenceView(View, Sequence[bytes]):
             self.pop(index)
 
 
-def _from_end(index: int) -> tuple[int, bool]:
+def _from_end(index: SupportsIndex) -> tuple[int, bool]:
     """An index as Python counts it: from which end, and how far."""
+    index = operator.index(index)
     return (index, False) if index >= 0 else (-1 - index, True)

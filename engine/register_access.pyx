@@ -7,6 +7,8 @@ status into an exception.
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free
 
+import operator
+
 from everwrite.arguments cimport bytes_slice, bytes_slices
 from everwrite.coding cimport Slice
 from everwrite.registers cimport extreme_shown
@@ -91,6 +93,7 @@ def extreme_update(Store store not None, bytes key not None, str of, value):
     cdef int kind = _extreme(of)
     cdef int status
     cdef Slice name = bytes_slice(key)
+    value = operator.index(value)
     if not -(1 << 63) <= value < 1 << 63:
         raise OverflowError(f"the value is {value!r}; it must be an integer of 64 bits with sign")
     wanted = value

@@ -1,0 +1,33 @@
+"""What the options of a store may be."""
+
+from __future__ import annotations
+
+import operator
+import os
+from pathlib import Path
+from typing import SupportsIndex
+
+from everwrite.errors import ConfigError
+
+__all__ = ["path_of", "size_of"]
+
+_SIZE_LIMIT = 1 << 62
+
+
+def size_of(name: str, value: SupportsIndex, least: int) -> int:
+    """The bytes that an option gives. Raises ConfigError when it is no integer, less than `least`, or absurd."""
+    try:
+        size = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} is {value!r}; it must be an integer, a number of bytes") from None
+    if not least <= size <= _SIZE_LIMIT:
+        raise ConfigError(f"{name} is {size}; it must be at least {least}, and at most {_SIZE_LIMIT}")
+    return size
+
+
+def path_of(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+    """The path of a folder, from the root: it stays the same wherever the process goes. Raises ConfigError for ""."""
+    name = os.fsdecode(path)
+    if not name:
+        raise ConfigError("the path is empty: name the folder, '.' for the current one")
+    return str(Path(name).absolute())
