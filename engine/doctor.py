@@ -2,7 +2,8 @@
 
 The checks of single files say where damage is; a trial opening, on copies, says whether the engine
 agrees. A salvage goes by tables, newest first, then by every whole frame of the log, and hands
-the keys over as whole states, the way another store would get them in a resync.
+the keys over as whole states, the way another store would get them in a resync. Of a table that
+has lost what says where its blocks are, these are looked for one by one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from everwrite.identity import Identity, decode_identity, encode_identity
 from everwrite.inspection import Meter, check_file, check_log, check_table, fault_of, table_name
 from everwrite.report import Damage, Report
 from everwrite.salvage import SalvageStore, whole_frames, write_table
+from everwrite.table_scan import TableScan
 from everwrite.table_verify import readable_entries, table_flushes, verify_table
 from everwrite.wal_reader import segment_starts
 from everwrite.wal_recovery import open_log
@@ -168,8 +170,9 @@ class _Patient:
                     self.files, self.table_path(table.number), table.number, table.size
                 )
             except CorruptionError:
+                said = TableScan(self.files, self.table_path(table.number)).properties(table.number)
                 # Its number is at least that of its newest flush.
-                flushes[table.number] = (table.number, table.number)
+                flushes[table.number] = said[1:] if said is not None else (table.number, table.number)
         whole = [
             flushes[table.number] + (table.number,)
             for table in tables
@@ -341,11 +344,51 @@ class _Rescue:
                     self._lose(f"{path}, block at byte offset {damage.offset}", damage.first_key, damage.next_key)
             entries = readable_entries(self.files, path, table.number, size)
             return write_table(self.files, str(target), table.number, flushes, entries)
-        except (CorruptionError, FileNotFoundError):
+        except CorruptionError:
+            return self._table_without_directory(table, path, target)
+        except FileNotFoundError:
             self._lose(f"{path}, the whole table", table.smallest, None)
-            with contextlib.suppress(FileNotFoundError):
-                target.unlink()
             return None
+
+    def _table_without_directory(
+        self, table: manifests.TableInfo, path: str, target: Path
+    ) -> manifests.TableInfo | None:
+        """Of a table without a footer or directory: the blocks that are found one by one."""
+        with contextlib.suppress(FileNotFoundError):
+            target.unlink()
+        scan = TableScan(self.files, path)
+        said = scan.properties(table.number)
+        if said is None:
+            # As far as it matters, the manifest says which table is the newer one.
+            said = table, table.number, table.number
+            if not table.entries:
+                self._lose(f"{path}, how old the table is", b"", None)
+        entries = self._scanned_entries(scan, path, said[0])
+        return write_table(self.files, str(target), table.number, said[1:], entries)
+
+    def _scanned_entries(
+        self, scan: TableScan, path: str, known: manifests.TableInfo
+    ) -> Iterator[tuple[bytes, bytes | None]]:
+        """What a scan finds. What lies between the blocks, and behind the last one, is lost if it held entries.
+
+        `known`: what is known of the whole table; without `entries`, nothing.
+        """
+        end = count = 0
+        following = known.smallest
+        for offset, block_end, entries in scan:
+            if offset > end:
+                self._lose(f"{path}, bytes {end} to {offset}", following, entries[0][0])
+            yield from entries
+            end = block_end
+            count += len(entries)
+            following = entries[-1][0] + b"\0"
+        beyond = known.largest + b"\0"
+        if not known.entries:
+            self._lose(f"{path}, from byte {end} on, if blocks lay there", following, None)
+        elif count == 0:
+            self._lose(f"{path}, the whole table", following, beyond)
+        elif following != beyond:
+            self._lose(f"{path}, from byte {end} on", following, beyond)
 
     def _lose(self, what: str, first: bytes, following: bytes | None) -> None:
         end = "the end" if following is None else f"before {following[:60]!r}"

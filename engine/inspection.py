@@ -19,6 +19,8 @@ __all__ = ["Meter", "check_file", "check_log", "check_table", "fault_of", "place
 Progress = Callable[[int], object]
 T = TypeVar("T")
 
+WITHOUT_DIRECTORY = "all of the table, but what a salvage finds of its blocks"
+
 
 class Meter:
     """What was read of a store's files, for its report and for whoever wants to see progress."""
@@ -71,10 +73,10 @@ def check_table(files: Files, path: str, info: TableInfo) -> list[Damage]:
         with files.open_file(path, "read") as file:
             size = file.size()
         if size != info.size:
-            return [Damage(path, min(size, info.size), f"has {size} bytes, not {info.size}", "all of the table")]
+            return [Damage(path, min(size, info.size), f"has {size} bytes, not {info.size}", WITHOUT_DIRECTORY)]
         found = verify_table(files, path, info.number, size)
     except CorruptionError as error:
-        return [Damage(path, error.offset, fault_of(error), "all of the table")]
+        return [Damage(path, error.offset, fault_of(error), WITHOUT_DIRECTORY)]
     except FormatError:
         raise
     except StorageError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -189,6 +190,133 @@ def test_a_whole_table_that_is_gone(tmp_path: Path) -> None:
     with everwrite.open(tmp_path / "new") as db:
         wrong = {key for key, value in db.scan() if pairs.get(key) != value}
         assert wrong <= {key.encode() for key in saved.uncertain}
+
+
+def zero(path: Path, first: int, last: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(first)
+        file.write(bytes(last - first))
+
+
+def directory_place(table: Path) -> int:
+    """A byte of the directory."""
+    data = table.read_bytes()
+    directory_size, properties_size = struct.unpack_from("<QQ", data, len(data) - 64)
+    return len(data) - 64 - int(properties_size) - int(directory_size) // 2
+
+
+def make_one_table(path: Path, values: str) -> dict[bytes, bytes]:
+    """A closed store whose keys are all in one table, and nowhere else."""
+    chance = random.Random(values)
+    make_value = {
+        "compressible": lambda: b"value " * chance.randrange(1, 60),
+        "random": lambda: chance.randbytes(chance.randrange(1, 300)),
+        "large": lambda: chance.randbytes(30_000) if chance.random() < 0.05 else bytes(chance.randrange(40_000)),
+        # Full of what looks like the end of a block, or the beginning of one.
+        "deceptive": lambda: b"".join(
+            struct.pack("<BII", chance.randrange(2), chance.randrange(5000), chance.getrandbits(32))
+            + b"\x28\xb5\x2f\xfd" * chance.randrange(2)
+            for _ in range(chance.randrange(1, 1000))
+        ),
+    }[values]
+    with everwrite.open(path, "os", background=False, log_keep_bytes=0) as db:
+        db.put_many({b"key %05d" % i: make_value() for i in range(400 if values in ("large", "deceptive") else 6000)})
+        for i in range(0, 400, 9):
+            del db[b"key %05d" % i]
+        db.set(b"set").add(*(b"%d" % i for i in range(500)))
+        db.compact()
+        return dict(db.scan())
+
+
+@pytest.mark.parametrize("values", ["compressible", "random", "large", "deceptive"])
+@pytest.mark.parametrize("place", ["footer", "directory", "both", "properties"])
+def test_a_table_without_footer_or_directory_is_found_block_by_block(place: str, values: str, tmp_path: Path) -> None:
+    held = make_one_table(tmp_path / "db", values)
+    (table,) = tables(tmp_path / "db")
+    size = table.stat().st_size
+    flips = {
+        "footer": [size - 30],
+        "directory": [directory_place(table)],
+        "both": [size - 30, directory_place(table)],
+        "properties": [size - 70],
+    }
+    for at in flips[place]:
+        flip(table, at)
+    before = digest_of(tmp_path / "db")
+    report, saved = salvage(tmp_path / "db", tmp_path / "new")
+    assert digest_of(tmp_path / "db") == before
+    assert [damage.path for damage in report.damages] == [str(table)]
+    # All blocks of data are whole, so that nothing is lost, and nothing called uncertain.
+    assert saved.complete, str(saved)
+    with everwrite.open(tmp_path / "new") as db:
+        assert db.verify().ok
+        assert dict(db.scan()) == held
+        assert len(db.set(b"set")) == 500
+
+
+def test_with_blocks_and_the_footer_damaged_the_ranges_are_named(tmp_path: Path) -> None:
+    held = make_one_table(tmp_path / "db", "random")
+    (table,) = tables(tmp_path / "db")
+    size = table.stat().st_size
+    zero(table, size - 64, size)
+    zero(table, 100_000, 120_000)
+    flip(table, 300_000)
+    _, saved = salvage(tmp_path / "db", tmp_path / "new")
+    assert len(saved.lost) == 2
+    for lost, (first, last) in zip(saved.lost, [(100_000, 120_000), (300_000, 300_000)], strict=True):
+        begin, end = map(int, re.findall(r"bytes (\d+) to (\d+)", lost)[0])
+        assert first - 4200 < begin <= first
+        assert last <= end < last + 4200
+    with everwrite.open(tmp_path / "new") as db:
+        assert db.verify().ok
+        got = dict(db.scan())
+        assert got.items() <= held.items()
+        # 28 KB of what was some 900.
+        assert len(held) * 0.94 < len(got) < len(held)
+        # Nothing older could show in their place: no key that is there is doubtful, but for the set's.
+        assert set(saved.uncertain) <= {"set"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 1.0])
+def test_of_a_truncated_table_what_is_left_is_salvaged(share: float, tmp_path: Path) -> None:
+    held = make_one_table(tmp_path / "db", "compressible")
+    (table,) = tables(tmp_path / "db")
+    size = table.stat().st_size
+    os.truncate(table, int(size * share) - (share == 1.0))
+    report, saved = salvage(tmp_path / "db", tmp_path / "new")
+    assert [damage.path for damage in report.damages] == [str(table)]
+    # What follows the data is more than a tenth of such a table.
+    assert saved.complete == (share > 0.8)
+    with everwrite.open(tmp_path / "new") as db:
+        assert db.verify().ok
+        got = dict(db.scan())
+        assert got.items() <= held.items()
+        assert (len(got) > 0) == (share > 0)
+        assert (got == held) == (share > 0.8)
+
+
+def test_of_tables_without_footers_the_newest_entry_wins(tmp_path: Path) -> None:
+    """Several tables, all damaged, with the log cut, with and without a manifest to say which is newer."""
+    held = make(tmp_path / "db", log_keep_bytes=1)
+    assert len(tables(tmp_path / "db")) > 1
+    for table in tables(tmp_path / "db"):
+        flip(table, table.stat().st_size - 30)
+    for name in ("with", "without"):
+        _, saved = salvage(tmp_path / "db", tmp_path / name)
+        assert saved.complete, str(saved)
+        assert without_origins(shown(tmp_path / name)) == without_origins(held)
+        (tmp_path / "db" / "tables" / "manifest").unlink(missing_ok=True)
+
+
+def test_without_manifest_footer_and_properties_all_is_uncertain(tmp_path: Path) -> None:
+    held = make_one_table(tmp_path / "db", "random")
+    (table,) = tables(tmp_path / "db")
+    (tmp_path / "db" / "tables" / "manifest").unlink()
+    os.truncate(table, table.stat().st_size - 80)
+    _, saved = salvage(tmp_path / "db", tmp_path / "new")
+    with everwrite.open(tmp_path / "new") as db:
+        assert dict(db.scan()) == held
+        assert saved.uncertain_count == db.key_count()
 
 
 def test_damage_in_the_middle_of_the_log(tmp_path: Path) -> None:
