@@ -30,6 +30,7 @@ from everwrite.coding cimport (
     put_varint,
     slice_of,
 )
+from everwrite.decimals cimport parse_integer
 from everwrite.state cimport (
     KINDS_WITH_ROWS,
     MAX_KEY,
@@ -46,7 +47,6 @@ from everwrite.state cimport (
     head_kind,
     head_live_kinds,
     head_string_live,
-    parse_integer,
     row_live,
     rows_find,
     show,

@@ -156,8 +156,6 @@ cdef bint element_counts(int kind, Slice name) noexcept nogil
 cdef int show(
     bint has_base, Dot base_dot, Slice base, const Row* rows, size_t size, char* scratch, Slice* shown
 ) noexcept nogil
-cdef bint parse_integer(Slice text, int64_t* value) noexcept nogil
-cdef size_t format_integer(int64_t value, char* into) noexcept nogil
 
 cdef int entry_key(Buffer* into, int space, Slice key) noexcept nogil
 cdef int element_key(Buffer* into, Slice key, int kind, Slice name) noexcept nogil

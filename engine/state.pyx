@@ -26,6 +26,7 @@ from everwrite.coding cimport (
     reader_of,
     slice_of,
 )
+from everwrite.decimals cimport parse_integer, write_decimal
 from everwrite.status cimport Status
 
 cdef enum HeadFlag:
@@ -497,55 +498,6 @@ cdef bint element_counts(int kind, Slice name) noexcept nogil:
 
 # ---- what is shown ----
 
-cdef bint parse_integer(Slice text, int64_t* value) noexcept nogil:
-    """Decimal text as Redis takes it: an optional minus, no leading zeros, no spaces, 64 bits signed."""
-    cdef size_t i = 0
-    cdef bint negative = False
-    cdef uint64_t magnitude = 0
-    cdef uint64_t limit
-    cdef uint8_t digit
-    if text.size == 0 or text.size > 20:
-        return False
-    if text.data[0] == 45:
-        negative = True
-        i = 1
-        if text.size == 1:
-            return False
-    if text.data[i] == 48 and (text.size > i + 1 or negative):
-        return False
-    limit = (<uint64_t>1 << 63) if negative else (<uint64_t>1 << 63) - 1
-    while i < text.size:
-        digit = text.data[i] - 48
-        if digit > 9 or magnitude > (limit - digit) // 10:
-            return False
-        magnitude = magnitude * 10 + digit
-        i += 1
-    value[0] = <int64_t>(0 - magnitude) if negative else <int64_t>magnitude
-    return True
-
-
-cdef size_t format_integer(int64_t value, char* into) noexcept nogil:
-    """Decimal text of `value`; at most 20 bytes, no terminator. Returns its length."""
-    cdef char digits[20]
-    cdef size_t n = 0
-    cdef size_t size = 0
-    cdef uint64_t magnitude = (0 - <uint64_t>value) if value < 0 else <uint64_t>value
-    while True:
-        digits[n] = <char>(48 + magnitude % 10)
-        n += 1
-        magnitude //= 10
-        if magnitude == 0:
-            break
-    if value < 0:
-        into[0] = 45
-        size = 1
-    while n:
-        n -= 1
-        into[size] = digits[n]
-        size += 1
-    return size
-
-
 cdef int show(
     bint has_base, Dot base_dot, Slice base, const Row* rows, size_t size, char* scratch, Slice* shown
 ) noexcept nogil:
@@ -563,7 +515,7 @@ cdef int show(
             shown[0] = base
             return 1
         number = 0
-    shown[0] = slice_of(scratch, format_integer(saturate(sum + number), scratch))
+    shown[0] = slice_of(scratch, write_decimal(<uint8_t*>scratch, saturate(sum + number)))
     return 1
 
 

@@ -3,16 +3,15 @@
 from libc.stdint cimport int64_t
 
 from everwrite.coding cimport Slice, put_bytes
-from everwrite.server.commands cimport Call
-from everwrite.server.replies cimport reply_not_integer, reply_status, reply_wrong_arity
+from everwrite.decimals cimport parse_integer
+from everwrite.server.commands cimport Call, note_lookup, reply_value
+from everwrite.server.replies cimport reply_count, reply_not_integer, reply_status, reply_wrong_arity
 from everwrite.server.resp cimport (
-    parse_integer,
     reply_array,
     reply_bulk,
     reply_error,
     reply_integer,
     reply_map,
-    reply_null,
     reply_ok,
     reply_set,
 )
@@ -20,30 +19,16 @@ from everwrite.status cimport Status
 from everwrite.store cimport Elements, Kind, Store
 
 
-cdef inline void _reply_count(Call* call, int status, int64_t count) noexcept nogil:
-    if status < 0:
-        reply_status(call.reply, status)
-    else:
-        reply_integer(call.reply, count)
-
-
-cdef inline void _note_lookup(Call* call, bint found) noexcept nogil:
-    if found:
-        call.hits += 1
-    else:
-        call.misses += 1
-
-
 cdef void run_sadd(Store store, Call* call) noexcept nogil:
     cdef int64_t added = 0
     cdef int status = store.op_set_add(call.args[1], call.args + 2, call.count - 2, &added)
-    _reply_count(call, status, added)
+    reply_count(call.reply, status, added)
 
 
 cdef void run_srem(Store store, Call* call) noexcept nogil:
     cdef int64_t removed = 0
     cdef int status = store.op_remove_elements(call.args[1], Kind.KIND_SET, call.args + 2, call.count - 2, &removed)
-    _reply_count(call, status, removed)
+    reply_count(call.reply, status, removed)
 
 
 cdef void _reply_elements(Store store, Call* call, int kind) noexcept nogil:
@@ -58,7 +43,7 @@ cdef void _reply_elements(Store store, Call* call, int kind) noexcept nogil:
     if status < 0:
         reply_status(call.reply, status)
         return
-    _note_lookup(call, status > 0)
+    note_lookup(call, status > 0)
     if kind == Kind.KIND_SET:
         reply_set(call.reply, count if status else 0)
     else:
@@ -92,16 +77,16 @@ cdef void run_smembers(Store store, Call* call) noexcept nogil:
 cdef void run_sismember(Store store, Call* call) noexcept nogil:
     cdef int found = store.op_set_contains(call.args[1], call.args[2])
     if found >= 0:
-        _note_lookup(call, found)
-    _reply_count(call, found, found)
+        note_lookup(call, found)
+    reply_count(call.reply, found, found)
 
 
 cdef void run_scard(Store store, Call* call) noexcept nogil:
     cdef int64_t count = 0
     cdef int status = store.op_cardinality(call.args[1], Kind.KIND_SET, &count)
     if status >= 0:
-        _note_lookup(call, count > 0)
-    _reply_count(call, status, count)
+        note_lookup(call, count > 0)
+    reply_count(call.reply, status, count)
 
 
 cdef int _set_fields(Store store, Call* call, const char* name, int64_t* added) noexcept nogil:
@@ -144,14 +129,7 @@ cdef void run_hmset(Store store, Call* call) noexcept nogil:
 cdef void run_hget(Store store, Call* call) noexcept nogil:
     cdef Slice value
     cdef int found = store.op_map_get(call.args[1], call.args[2], &value)
-    if found < 0:
-        reply_status(call.reply, found)
-        return
-    _note_lookup(call, found)
-    if found:
-        reply_bulk(call.reply, value)
-    else:
-        reply_null(call.reply)
+    reply_value(call, found, value)
 
 
 cdef void run_hmget(Store store, Call* call) noexcept nogil:
@@ -166,11 +144,7 @@ cdef void run_hmget(Store store, Call* call) noexcept nogil:
             call.reply.out.size = mark
             reply_status(call.reply, found)
             return
-        _note_lookup(call, found)
-        if found:
-            reply_bulk(call.reply, value)
-        else:
-            reply_null(call.reply)
+        reply_value(call, found, value)
         if call.reply.failed:
             return
 
@@ -182,23 +156,23 @@ cdef void run_hgetall(Store store, Call* call) noexcept nogil:
 cdef void run_hdel(Store store, Call* call) noexcept nogil:
     cdef int64_t removed = 0
     cdef int status = store.op_remove_elements(call.args[1], Kind.KIND_MAP, call.args + 2, call.count - 2, &removed)
-    _reply_count(call, status, removed)
+    reply_count(call.reply, status, removed)
 
 
 cdef void run_hexists(Store store, Call* call) noexcept nogil:
     cdef Slice value
     cdef int found = store.op_map_get(call.args[1], call.args[2], &value)
     if found >= 0:
-        _note_lookup(call, found)
-    _reply_count(call, found, found)
+        note_lookup(call, found)
+    reply_count(call.reply, found, found)
 
 
 cdef void run_hlen(Store store, Call* call) noexcept nogil:
     cdef int64_t count = 0
     cdef int status = store.op_cardinality(call.args[1], Kind.KIND_MAP, &count)
     if status >= 0:
-        _note_lookup(call, count > 0)
-    _reply_count(call, status, count)
+        note_lookup(call, count > 0)
+    reply_count(call.reply, status, count)
 
 
 cdef void run_hincrby(Store store, Call* call) noexcept nogil:
@@ -210,7 +184,5 @@ cdef void run_hincrby(Store store, Call* call) noexcept nogil:
     status = store.op_map_increment(call.args[1], call.args[2], amount, &result)
     if status == Status.ERR_NOT_INTEGER:
         reply_error(call.reply, b"ERR hash value is not an integer")
-    elif status < 0:
-        reply_status(call.reply, status)
     else:
-        reply_integer(call.reply, result)
+        reply_count(call.reply, status, result)

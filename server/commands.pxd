@@ -8,7 +8,8 @@ from libc.stdint cimport int64_t, uint64_t
 
 from everwrite.coding cimport Buffer, Slice
 from everwrite.server.cursors cimport Cursors
-from everwrite.server.resp cimport Reply
+from everwrite.server.replies cimport reply_status
+from everwrite.server.resp cimport Reply, reply_bulk, reply_null
 from everwrite.store cimport Store
 
 
@@ -34,6 +35,25 @@ cdef struct Call:
     Buffer* scratch         # empty at the start of each command
     uint64_t hits           # reads that found their key, and those that didn't
     uint64_t misses
+
+
+cdef inline void note_lookup(Call* call, bint found) noexcept nogil:
+    if found:
+        call.hits += 1
+    else:
+        call.misses += 1
+
+
+cdef inline void reply_value(Call* call, int found, Slice value) noexcept nogil:
+    """The answer to a read: the value (`found` 1), null (0), or the error that a negative `found` is."""
+    if found < 0:
+        reply_status(call.reply, found)
+        return
+    note_lookup(call, found)
+    if found:
+        reply_bulk(call.reply, value)
+    else:
+        reply_null(call.reply)
 
 
 ctypedef void (*Handler)(Store store, Call* call) noexcept nogil

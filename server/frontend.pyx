@@ -10,14 +10,12 @@ other threads meanwhile.
 """
 
 cimport cython
-from libc.errno cimport EMFILE, ENFILE, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
-from posix.fcntl cimport O_CLOEXEC, O_RDONLY, open as open_file
-from posix.unistd cimport close, read, write
+from posix.unistd cimport read
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from everwrite.coding cimport (
     Reader,
@@ -33,56 +31,31 @@ from everwrite.coding cimport (
     put_varint,
     reader_of,
 )
-from everwrite.server.client cimport Client
-from everwrite.server.commands cimport (
-    check_call,
-    find_command,
-    reply_unknown,
-    run_command,
-)
+from everwrite.server.commands cimport check_call, find_command, reply_unknown, run_command
 from everwrite.server.connection cimport (
     KEPT_BUFFER_BYTES,
     LINGER_BYTES_MAX,
     OUTPUT_SOFT_BYTES_MAX,
     RECEIVE_BYTES,
     ConnectionState,
+    Source,
     SourceKind,
-    connection_bytes,
-    connection_free,
-    connection_new,
-    connection_send,
     input_drop,
-    list_free,
     list_push,
-    list_reserve,
-    listener_accept,
     monotonic_ns,
     output_waiting,
-    socket_addresses,
-    socket_end_output,
     socket_ended,
     socket_receive,
-    socket_refuse,
-    socket_tune,
     unix_ms,
 )
 from everwrite.server.cursors cimport cursors_free, cursors_init
 from everwrite.server.lookahead cimport Lookahead, look_ahead
-from everwrite.server.poller cimport (
-    Interest,
-    poller_add,
-    poller_change,
-    poller_open,
-    poller_remove,
-    poller_pause,
-    poller_take,
-)
+from everwrite.server.poller cimport Interest, poller_pause, poller_take
 from everwrite.server.replies cimport is_word, reply_status
 from everwrite.server.resp cimport REPLY_BYTES_MAX, Parsed, parser_next, reply_error, reply_raw
 from everwrite.status cimport Status
 
 import logging
-import os
 
 from everwrite.server.commands import TABLE as _TABLE
 from everwrite.server.resp import Error, encode
@@ -93,10 +66,8 @@ cdef enum:
     # A client that was just answered asks again at once, or not at all. Waiting here for this long costs less
     # than the outer loop's turn, which takes about as much of the processor as five requests.
     PAUSE_NS = 50000
-    ACCEPTS_MAX = 64
     COMMANDS_PER_TURN_MAX = 1024        # of one connection, before the others get theirs
     GATHERS_MAX = 4
-    LINGERING_MAX = 64
     HANDED_BYTES_MAX = 1 << 20          # arguments of one command that goes up to Python
     REPLY_BYTES_MIN = 1 << 20           # room for a reply that is left even when all buffers are full
 
@@ -114,7 +85,7 @@ for _bucket in range(LATENCY_BUCKETS - 1):
 
 
 @cython.final
-cdef class Frontend:
+cdef class Frontend(Connections):
     """Serves Redis clients from a store.
 
     `handler(client, args)` answers the commands that need Python: it gets the command's
@@ -125,71 +96,23 @@ cdef class Frontend:
     `clients_max` bounds the connections; `buffer_bytes_max` the memory of all their buffers together.
     """
 
-    def __cinit__(self, Store store not None, handler, *, clients_max=10000, buffer_bytes_max=1 << 30):
+    def __cinit__(self, Store store not None, handler, **limits):
         self.store = store
         self.handler = handler
         self.log = logging.getLogger("everwrite.frontend")
-        self.clients_by_id = {}
-        self.listeners_by_fd = {}
-        self.clients_max = clients_max
-        self.buffer_bytes_max = buffer_bytes_max
-        self.wake.kind = SourceKind.SOURCE_WAKE
-        self.wake.descriptor = self.wake_write = self.poller = self.spare = -1
         buffer_init(&self.handed_args)
         buffer_init(&self.scratch)
         self.received = <uint8_t*>malloc(RECEIVE_BYTES)
         if self.received == NULL or cursors_init(&self.cursors, unix_ms()) < 0:
             raise MemoryError("out of memory")
-        self.poller = poller_open()
-        if self.poller < 0:
-            raise OSError(errno, f"can't make a poller: {os.strerror(errno)}")
-        self.wake.descriptor, self.wake_write = os.pipe()
-        os.set_blocking(self.wake.descriptor, False)
-        os.set_blocking(self.wake_write, False)
-        self.spare = open_file(b"/dev/null", O_RDONLY | O_CLOEXEC)
-        if poller_add(self.poller, self.wake.descriptor, &self.wake, Interest.WATCH_READ) < 0:
-            raise OSError(errno, f"can't watch a pipe: {os.strerror(errno)}")
 
     def __dealloc__(self):
-        cdef Connection* c = self.first
-        cdef Connection* after
-        while c != NULL:
-            after = c.next
-            if c.state != ConnectionState.CONNECTION_DEAD:
-                close(c.source.descriptor)
-            connection_free(c)
-            c = after
-        for descriptor in (self.poller, self.wake.descriptor, self.wake_write, self.spare):
-            if descriptor >= 0:
-                close(descriptor)
-        list_free(&self.touched)
-        list_free(&self.ready)
-        list_free(&self.dead)
-        list_free(&self.handed)
         buffer_free(&self.handed_args)
         buffer_free(&self.scratch)
         cursors_free(&self.cursors)
         free(self.received)
 
     # -- what the shell calls
-
-    def add_listener(self, sock):
-        """Accept clients from a listening socket, which the frontend owns from now on."""
-        cdef _Listener listener
-        if self.closed or self.draining:
-            raise ValueError("the frontend no longer accepts clients")
-        sock.setblocking(False)
-        listener = _Listener()
-        listener.sock = sock
-        listener.source.kind = SourceKind.SOURCE_LISTENER
-        listener.source.descriptor = sock.fileno()
-        if poller_add(self.poller, listener.source.descriptor, &listener.source, Interest.WATCH_READ) < 0:
-            raise OSError(errno, f"can't watch the listening socket: {os.strerror(errno)}")
-        self.listeners_by_fd[listener.source.descriptor] = listener
-
-    def fileno(self):
-        """The descriptor that is readable while `tick` has something to do."""
-        return self.poller
 
     def tick(self):
         """Serve what is ready. Returns a bit mask: TICK_WROTE, TICK_MORE (call again without waiting)."""
@@ -211,79 +134,13 @@ cdef class Frontend:
                     more = True
         finally:
             self.ticking = False
-            self._reap()
+            self.reap()
         return (TICK_WROTE if self.wrote else 0) | (TICK_MORE if more or self.ready.size else 0)
-
-    def reply(self, uint64_t client_id, bytes data not None):
-        """Give the answer that the handler owed to a client. False when the client is gone or is owed none."""
-        cdef Client client = self.clients_by_id.get(client_id)
-        if client is None or client.closed or not client.connection.deferred:
-            return False
-        client.connection.deferred = False
-        self._append(client.connection, data)
-        self._flush(client.connection)
-        self._make_ready(client.connection)
-        if not self.ticking:
-            if write(self.wake_write, b"w", 1) < 0:
-                # The pipe is full: the poller is readable as it is.
-                pass
-            self._reap()
-        return True
-
-    def close_client(self, uint64_t client_id):
-        """Close a connection at once. False when there is none with this id."""
-        cdef Connection* c = self.first
-        while c != NULL:
-            if c.id == client_id and c.state != ConnectionState.CONNECTION_DEAD:
-                self._close(c)
-                if not self.ticking:
-                    self._reap()
-                return True
-            c = c.next
-        return False
-
-    def drain(self):
-        """Stop accepting. The following ticks answer what was received and close each connection that is quiet."""
-        if self.draining or self.closed:
-            return
-        self.draining = True
-        self._close_listeners()
-        write(self.wake_write, b"w", 1)
-
-    def close_all(self):
-        """Close every connection and listener at once. Idempotent; the descriptor of `fileno` goes with it."""
-        cdef Connection* c = self.first
-        if self.closed:
-            return
-        self.draining = True
-        self._close_listeners()
-        while c != NULL:
-            self._close(c)
-            c = c.next
-        self._reap()
-        self.closed = True
-        close(self.poller)
-        self.poller = -1
-
-    @property
-    def connected_clients(self):
-        """Number of open connections; 0 ends a drain."""
-        return self.connected
 
     @property
     def failed(self):
         """Whether a commit failed: from then on data commands are answered with MISCONF."""
         return bool(self.store_failed)
-
-    def clients(self):
-        """The connected clients, a list."""
-        cdef Connection* c = self.first
-        found = []
-        while c != NULL:
-            if c.state == ConnectionState.CONNECTION_OPEN:
-                found.append(self._client(c))
-            c = c.next
-        return found
 
     def statistics(self):
         """Counters and gauges: integers by name, and `commands`, calls by command name (those called only)."""
@@ -297,13 +154,13 @@ cdef class Frontend:
             "blocked_clients": blocked,
             "clients_max": self.clients_max,
             "failed": int(self.store_failed),
-            "connections_received": self.counters.connections_received,
-            "connections_rejected": self.counters.connections_rejected,
+            "connections_received": self.traffic.connections_received,
+            "connections_rejected": self.traffic.connections_rejected,
             "commands_processed": self.counters.commands_processed,
             "commands_failed": self.counters.commands_failed,
             "protocol_errors": self.counters.protocol_errors,
             "bytes_received": self.counters.bytes_received,
-            "bytes_sent": self.counters.bytes_sent,
+            "bytes_sent": self.traffic.bytes_sent,
             "buffer_bytes": self.buffer_bytes,
             "keyspace_hits": self.call.hits,
             "keyspace_misses": self.call.misses,
@@ -343,7 +200,7 @@ cdef class Frontend:
             left[0] -= 1
             if self._round() == 0:
                 if self.draining:
-                    self._drop_idle()
+                    self.drop_idle()
                     return False
                 if not served or not poller_pause(self.poller, PAUSE_NS):
                     return False
@@ -401,11 +258,11 @@ cdef class Frontend:
             if source.kind == SourceKind.SOURCE_CLIENT:
                 c = <Connection*>source
                 if self.events[i].writable:
-                    self._touch(c)
+                    self.touch(c)
                 if self.events[i].readable:
                     self._receive(c)
             elif source.kind == SourceKind.SOURCE_LISTENER:
-                self._accept(source)
+                self.accept(source)
             else:
                 while read(source.descriptor, drained, sizeof(drained)) == <ssize_t>sizeof(drained):
                     pass
@@ -443,9 +300,9 @@ cdef class Frontend:
                 for _n in range(c.replies):
                     reply_status(&self.reply_writer, Status.ERR_FAILED)
                 if self.reply_writer.failed:
-                    self._close(c)
+                    self.drop(c)
                     continue
-            self._flush(c)
+            self.flush(c)
         self.touched.size = 0
         elapsed = monotonic_ns() - self.now_ns
         for family in range(<int>Family.FAMILY_CONTROL):
@@ -459,108 +316,6 @@ cdef class Frontend:
         self.counters.latency[family][bucket] += calls
         self.counters.latency_sum_ns[family] += calls * <uint64_t>nanoseconds
 
-    # -- connections
-
-    cdef void _accept(self, Source* listener) noexcept nogil:
-        cdef int descriptor, _i
-        for _i in range(ACCEPTS_MAX):
-            descriptor = listener_accept(listener.descriptor)
-            if descriptor < 0:
-                if (errno == EMFILE or errno == ENFILE) and self.spare >= 0:
-                    # Out of descriptors: give one up to tell the client, or the listener would stay
-                    # readable and keep the loop busy.
-                    close(self.spare)
-                    descriptor = listener_accept(listener.descriptor)
-                    if descriptor >= 0:
-                        self.counters.connections_rejected += 1
-                        socket_refuse(descriptor, b"-ERR max number of clients reached\r\n")
-                    self.spare = open_file(b"/dev/null", O_RDONLY | O_CLOEXEC)
-                return
-            self._admit(descriptor)
-
-    cdef void _admit(self, int descriptor) noexcept nogil:
-        cdef Connection* c = NULL
-        cdef size_t needed = self.connected + self.dead.size + 1
-        if self.connected >= self.clients_max:
-            self.counters.connections_rejected += 1
-            socket_refuse(descriptor, b"-ERR max number of clients reached\r\n")
-            return
-        # A connection becomes ready at most once while the ready ones are being run, hence twice.
-        if (
-            list_reserve(&self.touched, needed) == 0
-            and list_reserve(&self.ready, 2 * needed) == 0
-            and list_reserve(&self.dead, needed) == 0
-            and list_reserve(&self.handed, needed) == 0
-        ):
-            c = connection_new(descriptor, self.newest_id + 1)
-        if c == NULL or poller_add(self.poller, descriptor, c, Interest.WATCH_READ) < 0:
-            self.counters.connections_rejected += 1
-            socket_refuse(descriptor, b"-ERR out of memory\r\n")
-            if c != NULL:
-                connection_free(c)
-            return
-        self.newest_id += 1
-        self.counters.connections_received += 1
-        c.interest = Interest.WATCH_READ
-        c.created_ms = unix_ms()
-        c.active_ns = self.now_ns
-        socket_tune(descriptor)
-        socket_addresses(descriptor, c.peer, c.local)
-        c.next = self.first
-        if self.first != NULL:
-            self.first.previous = c
-        self.first = c
-        self.connected += 1
-
-    cdef void _touch(self, Connection* c) noexcept nogil:
-        """Put a connection on the round's list, and remember where its output of this round begins."""
-        if not c.touched and c.state != ConnectionState.CONNECTION_DEAD:
-            c.touched = True
-            c.mark = c.output.size
-            c.replies = 0
-            list_push(&self.touched, c)
-
-    cdef void _make_ready(self, Connection* c) noexcept nogil:
-        """Go on with what a connection has buffered, without waiting for its socket."""
-        if c.state != ConnectionState.CONNECTION_OPEN or c.deferred or c.paused:
-            return
-        self._watch(c, c.interest | Interest.WATCH_READ)
-        if c.input.size and not c.ready:
-            c.ready = True
-            list_push(&self.ready, c)
-
-    cdef void _watch(self, Connection* c, int interest) noexcept nogil:
-        if c.interest != interest:
-            if poller_change(self.poller, c.source.descriptor, c, interest) < 0:
-                self._close(c)
-                return
-            c.interest = interest
-
-    cdef void _account(self, Connection* c) noexcept nogil:
-        cdef size_t now = connection_bytes(c)
-        self.buffer_bytes += now - c.accounted
-        c.accounted = now
-
-    cdef void _close(self, Connection* c) noexcept nogil:
-        if c.state == ConnectionState.CONNECTION_DEAD:
-            return
-        if c.state == ConnectionState.CONNECTION_LINGERING:
-            self.lingering -= 1
-        c.state = ConnectionState.CONNECTION_DEAD
-        close(c.source.descriptor)
-        self.buffer_bytes -= c.accounted
-        c.accounted = 0
-        self.connected -= 1
-        list_push(&self.dead, c)
-
-    cdef void _drop_idle(self) noexcept nogil:
-        """While draining: close the connections that have nothing in flight."""
-        cdef Connection* c = self.first
-        while c != NULL:
-            if not c.deferred and not c.ready and output_waiting(c) == 0:
-                self._close(c)
-            c = c.next
-
     # -- bytes in, commands, bytes out
 
     cdef void _receive(self, Connection* c) noexcept nogil:
@@ -569,11 +324,11 @@ cdef class Frontend:
         if c.state == ConnectionState.CONNECTION_DEAD or c.ready:
             return
         if c.deferred and socket_ended(c.source.descriptor):
-            self._close(c)
+            self.drop(c)
             return
         if c.deferred or c.paused or c.state == ConnectionState.CONNECTION_CLOSING:
             # With output waiting, a peer that is gone shows when it is written to.
-            self._watch(c, c.interest & ~Interest.WATCH_READ)
+            self.watch(c, c.interest & ~Interest.WATCH_READ)
             return
         if c.state == ConnectionState.CONNECTION_OPEN and c.input.size:
             # An incomplete command goes on where its beginning lies.
@@ -590,14 +345,14 @@ cdef class Frontend:
         if c.state == ConnectionState.CONNECTION_LINGERING:
             c.discarded += <size_t>count if count > 0 else 0
             if count < 0 or c.discarded > LINGER_BYTES_MAX:
-                self._close(c)
+                self.drop(c)
             return
         if count < 0:
             if output_waiting(c) == 0:
-                self._close(c)
+                self.drop(c)
             else:
                 c.state = ConnectionState.CONNECTION_CLOSING
-                self._touch(c)
+                self.touch(c)
             return
         self.counters.bytes_received += <uint64_t>count
         c.active_ns = self.now_ns
@@ -614,7 +369,7 @@ cdef class Frontend:
         cdef bint buffered = data == c.input.data
         cdef Lookahead ahead
         ahead.executed = ahead.seen = ahead.at = 0
-        self._touch(c)
+        self.touch(c)
         while c.state == ConnectionState.CONNECTION_OPEN and not c.deferred and at < size:
             if output_waiting(c) > OUTPUT_SOFT_BYTES_MAX:
                 c.paused = True
@@ -640,9 +395,9 @@ cdef class Frontend:
             elif at < size and put_bytes(&c.input, data + at, size - at) < 0:
                 self._break_off(c, b"OOM out of memory for the request")
             if turns == COMMANDS_PER_TURN_MAX:
-                self._make_ready(c)
+                self.make_ready(c)
         if c.state != ConnectionState.CONNECTION_DEAD:
-            self._account(c)
+            self.account(c)
 
     cdef void _execute(self, Connection* c) noexcept nogil:
         """Run the command that the connection's parser holds, or hand it up."""
@@ -697,7 +452,7 @@ cdef class Frontend:
                         self.seen_timestamp = c.last_write_timestamp = timestamp
         if reply.failed:
             # Not even an error reply could be written: the connection would be out of step.
-            self._close(c)
+            self.drop(c)
 
     cdef void _hand_up(self, Connection* c) noexcept nogil:
         """Keep a copy of the command for Python; its slices are gone after this turn."""
@@ -718,7 +473,7 @@ cdef class Frontend:
 
     cdef void _break_off(self, Connection* c, const char* error) noexcept nogil:
         """Answer with an error (the parser's when NULL) and close: what follows can't be understood."""
-        self._touch(c)
+        self.touch(c)
         self.counters.protocol_errors += 1
         c.replies += 1
         self.reply_writer.out = &c.output
@@ -734,55 +489,9 @@ cdef class Frontend:
         c.state = ConnectionState.CONNECTION_CLOSING
         if self.reply_writer.failed:
             self.reply_writer.failed = 0
-            self._close(c)
-
-    cdef void _flush(self, Connection* c) noexcept nogil:
-        """Send what waits, and watch for what the connection's state makes of the rest."""
-        cdef size_t before = output_waiting(c)
-        cdef int sent = connection_send(c)
-        if sent < 0:
-            self._close(c)
-            return
-        self.counters.bytes_sent += before - output_waiting(c)
-        self._account(c)
-        if c.paused and output_waiting(c) <= OUTPUT_SOFT_BYTES_MAX // 2:
-            c.paused = False
-            self._make_ready(c)
-        if sent == 0:
-            self._watch(c, c.interest | Interest.WATCH_WRITE)
-        elif c.state == ConnectionState.CONNECTION_CLOSING:
-            # Closing a socket with unread input resets it, and the peer may lose the reply: shut our
-            # half, and throw away what comes until the peer closes too.
-            if self.lingering >= LINGERING_MAX:
-                self._close(c)
-                return
-            self.lingering += 1
-            c.state = ConnectionState.CONNECTION_LINGERING
-            socket_end_output(c.source.descriptor)
-            self._watch(c, Interest.WATCH_READ)
-        elif c.interest & Interest.WATCH_WRITE:
-            self._watch(c, c.interest & ~Interest.WATCH_WRITE)
+            self.drop(c)
 
     # -- Python's part
-
-    cdef Client _client(self, Connection* c):
-        cdef Client client = self.clients_by_id.get(c.id)
-        if client is None:
-            client = Client.__new__(Client)
-            client.connection = c
-            client.id = c.id
-            client.address = (<bytes>c.peer).decode()
-            client.local_address = (<bytes>c.local).decode()
-            client.created = c.created_ms / 1000
-            client.name = client.lib_name = client.lib_version = ""
-            self.clients_by_id[c.id] = client
-        return client
-
-    cdef void _append(self, Connection* c, bytes data):
-        if put_bytes(&c.output, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)) < 0:
-            self._close(c)
-        else:
-            self._account(c)
 
     cdef int _answer_handed(self) except -1:
         """Let the handler answer the commands that were handed up, in order, and send the answers."""
@@ -799,7 +508,7 @@ cdef class Frontend:
             if c.state == ConnectionState.CONNECTION_DEAD:
                 continue
             try:
-                answer = self.handler(self._client(c), args)
+                answer = self.handler(self.client_of(c), args)
             except Exception:
                 self.log.exception("command %s failed", args[0])
                 answer = encode(Error("ERR internal error: see the node's log"))
@@ -808,10 +517,10 @@ cdef class Frontend:
                 continue
             self._count_latency(Family.FAMILY_CONTROL, 1, monotonic_ns() - self.now_ns)
             c.deferred = False
-            self._append(c, answer)
+            self.append(c, answer)
             if c.state != ConnectionState.CONNECTION_DEAD:
-                self._flush(c)
-                self._make_ready(c)
+                self.flush(c)
+                self.make_ready(c)
         self.handed.size = 0
         self.handed_args.size = 0
         if self.handed_args.capacity > KEPT_BUFFER_BYTES:
@@ -820,48 +529,8 @@ cdef class Frontend:
             buffer_free(&self.scratch)
         return 0
 
-    cdef object _reap(self):
-        """Free the connections that died, when no list holds them any more."""
-        cdef size_t i, kept = 0
-        cdef Connection* c
-        cdef Client client
-        if self.dead.size == 0:
-            return
-        for i in range(self.ready.size):
-            if self.ready.items[i].state != ConnectionState.CONNECTION_DEAD:
-                self.ready.items[kept] = self.ready.items[i]
-                kept += 1
-        self.ready.size = kept
-        for i in range(self.dead.size):
-            c = self.dead.items[i]
-            client = self.clients_by_id.pop(c.id, None)
-            if client is not None:
-                client.connection = NULL
-            if c.previous != NULL:
-                c.previous.next = c.next
-            else:
-                self.first = c.next
-            if c.next != NULL:
-                c.next.previous = c.previous
-            connection_free(c)
-        self.dead.size = 0
-
-    def _close_listeners(self):
-        cdef _Listener listener
-        for listener in self.listeners_by_fd.values():
-            poller_remove(self.poller, listener.source.descriptor)
-            listener.sock.close()
-        self.listeners_by_fd.clear()
-
-
 cdef size_t _length(const char* text) noexcept nogil:
     cdef size_t size = 0
     while text[size]:
         size += 1
     return size
-
-
-cdef class _Listener:
-    # The poller holds the address of `source`: the object lives as long as it is watched.
-    cdef Source source
-    cdef object sock

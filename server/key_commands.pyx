@@ -5,11 +5,13 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcmp
 
 from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, buffer_slice, put_bytes, put_u8, slice_of
-from everwrite.server.commands cimport Call
+from everwrite.decimals cimport parse_integer, write_decimal
+from everwrite.server.commands cimport Call, note_lookup
 from everwrite.server.cursors cimport cursors_add, cursors_find
 from everwrite.server.glob cimport glob_literal_prefix, glob_match
 from everwrite.server.replies cimport (
     is_word,
+    reply_count,
     reply_error_about,
     reply_not_integer,
     reply_status,
@@ -18,7 +20,6 @@ from everwrite.server.replies cimport (
 )
 from everwrite.server.resp cimport (
     Reply,
-    parse_integer,
     reply_array,
     reply_bulk,
     reply_error,
@@ -26,10 +27,17 @@ from everwrite.server.resp cimport (
     reply_null,
     reply_raw,
     reply_simple,
-    write_decimal,
 )
 from everwrite.status cimport Status
 from everwrite.store cimport Elements, Keys, Kind, Store
+
+from everwrite.kinds import KIND_NAMES
+
+# Types that Redis doesn't have go by the engine's names, as those of modules do; none of its commands takes them.
+_TYPE_NAMES = [b"hash" if name == "map" else name.encode() for name in KIND_NAMES]
+cdef const char* type_names[Kind.KIND_SEQUENCE + 1]
+for _kind, _name in enumerate(_TYPE_NAMES):
+    type_names[_kind] = _name
 
 # What one call of SCAN may do, whatever its COUNT and pattern say.
 cdef enum:
@@ -63,10 +71,7 @@ cdef void run_del(Store store, Call* call) noexcept nogil:
         removed += status
     if call.count > 2:
         ended = store.batch_end()
-    if status < 0 or ended < 0:
-        reply_status(call.reply, status if status < 0 else ended)
-    else:
-        reply_integer(call.reply, removed)
+    reply_count(call.reply, status if status < 0 else ended, removed)
 
 
 cdef void run_exists(Store store, Call* call) noexcept nogil:
@@ -78,39 +83,9 @@ cdef void run_exists(Store store, Call* call) noexcept nogil:
         if kind < 0:
             reply_status(call.reply, kind)
             return
-        if kind == Kind.KIND_NONE:
-            call.misses += 1
-        else:
-            call.hits += 1
-            found += 1
+        note_lookup(call, kind != Kind.KIND_NONE)
+        found += kind != Kind.KIND_NONE
     reply_integer(call.reply, found)
-
-
-cdef const char* _kind_name(int kind) noexcept nogil:
-    if kind == Kind.KIND_STRING:
-        return b"string"
-    if kind == Kind.KIND_SET:
-        return b"set"
-    if kind == Kind.KIND_MAP:
-        return b"hash"
-    # Types that Redis doesn't have go by the engine's names, as those of modules do; none of its commands takes them.
-    if kind == Kind.KIND_MULTI:
-        return b"multi"
-    if kind == Kind.KIND_FLAG:
-        return b"flag"
-    if kind == Kind.KIND_MAX:
-        return b"max"
-    if kind == Kind.KIND_MIN:
-        return b"min"
-    if kind == Kind.KIND_HYPERLOGLOG:
-        return b"hyperloglog"
-    if kind == Kind.KIND_BOUNDED:
-        return b"bounded counter"
-    if kind == Kind.KIND_SORTED_SET:
-        return b"sorted set"
-    if kind == Kind.KIND_SEQUENCE:
-        return b"sequence"
-    return b"none"
 
 
 cdef void run_type(Store store, Call* call) noexcept nogil:
@@ -118,7 +93,7 @@ cdef void run_type(Store store, Call* call) noexcept nogil:
     if kind < 0:
         reply_status(call.reply, kind)
     else:
-        reply_simple(call.reply, _kind_name(kind))
+        reply_simple(call.reply, type_names[kind])
 
 
 cdef void _time_left(Store store, Call* call, bint absolute, bint seconds) noexcept nogil:
@@ -196,7 +171,7 @@ cdef bint _expire_allowed(int flags, int64_t deadline, int64_t current) noexcept
 
 
 cdef void _expire(Store store, Call* call, const char* name, bint seconds, bint relative) noexcept nogil:
-    cdef int64_t deadline = 0, base = 0, current
+    cdef int64_t deadline = 0, base = 0, unit_ms = 1000 if seconds else 1, current
     cdef int flags = _expire_flags(call), status
     cdef char text[80]
     if flags < 0:
@@ -206,17 +181,11 @@ cdef void _expire(Store store, Call* call, const char* name, bint seconds, bint 
         return
     if relative:
         base = store.now_ms()
-    if seconds and (deadline > INT64_MAX // 1000 or deadline < INT64_MIN // 1000):
+    if deadline > (INT64_MAX - base) // unit_ms or deadline < INT64_MIN // unit_ms:
         snprintf(text, sizeof(text), b"ERR invalid expire time in '%s' command", name)
         reply_error(call.reply, text)
         return
-    if seconds:
-        deadline *= 1000
-    if deadline > INT64_MAX - base:
-        snprintf(text, sizeof(text), b"ERR invalid expire time in '%s' command", name)
-        reply_error(call.reply, text)
-        return
-    deadline += base
+    deadline = deadline * unit_ms + base
     if flags:
         current = store.op_deadline(call.args[1])
         if current < DEADLINE_ERRORS_BELOW:
@@ -227,10 +196,7 @@ cdef void _expire(Store store, Call* call, const char* name, bint seconds, bint 
             return
     # The store takes positive times; whatever is before 1970 is past all the same.
     status = store.op_expire_at(call.args[1], deadline if deadline > 0 else 1)
-    if status < 0:
-        reply_status(call.reply, status)
-    else:
-        reply_integer(call.reply, status)
+    reply_count(call.reply, status, status)
 
 
 cdef void run_expire(Store store, Call* call) noexcept nogil:
@@ -251,10 +217,7 @@ cdef void run_pexpireat(Store store, Call* call) noexcept nogil:
 
 cdef void run_persist(Store store, Call* call) noexcept nogil:
     cdef int status = store.op_persist(call.args[1])
-    if status < 0:
-        reply_status(call.reply, status)
-    else:
-        reply_integer(call.reply, status)
+    reply_count(call.reply, status, status)
 
 
 cdef void run_dbsize(Store store, Call* call) noexcept nogil:
@@ -323,7 +286,7 @@ cdef bint _scan_wants(const ScanRequest* request, Slice key, int kind, uint64_t*
     cdef const char* name
     if request.has_type:
         # Kind names are in lower case; the argument may not be.
-        name = _kind_name(kind)
+        name = type_names[kind]
         for i in range(request.type_name.size):
             if name[i] == 0 or (request.type_name.data[i] | 32) != <unsigned char>name[i]:
                 return False

@@ -1,10 +1,21 @@
 """Error replies that more than one command gives, in Redis's words."""
 
-from everwrite.server.resp cimport Reply
+from libc.stdint cimport int64_t
+
 from everwrite.coding cimport Slice
+from everwrite.server.resp cimport Reply, reply_integer
 
 
 cdef void reply_status(Reply* reply, int status) noexcept nogil          # for a negative Status
+
+cdef inline void reply_count(Reply* reply, int status, int64_t count) noexcept nogil:
+    """An integer, or, for a negative Status, its error."""
+    if status < 0:
+        reply_status(reply, status)
+    else:
+        reply_integer(reply, count)
+
+
 cdef void reply_wrong_arity(Reply* reply, const char* name) noexcept nogil
 cdef void reply_syntax_error(Reply* reply) noexcept nogil
 cdef void reply_not_integer(Reply* reply) noexcept nogil

@@ -39,6 +39,10 @@ cdef void reply_status(Reply* reply, int status) noexcept nogil:
     elif status == Status.ERR_FAILED:
         reply_error(reply, b"MISCONF Errors writing to the log: the store stopped after an earlier failure; "
                     b"mend the disk and restart the node")
+    elif status == Status.ERR_READ_ONLY:
+        # Not READONLY: on that, clients go looking for another master. On a full disk Redis says MISCONF as well.
+        reply_error(reply, b"MISCONF Errors writing to the log: the disk is full: nothing was changed, and reads "
+                    b"go on; writes work again by themselves once there is space")
     elif status == Status.ERR_CLOSED:
         reply_error(reply, b"ERR the store is closed")
     elif status == Status.ERR_CORRUPT or status == Status.ERR_IO:

@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy
 
 from everwrite.coding cimport Buffer, Slice, buffer_reserve
+from everwrite.decimals cimport write_decimal
 
 
 cdef enum Parsed:
@@ -72,28 +73,6 @@ cdef inline uint8_t* reply_room(Reply* r, size_t extra) noexcept nogil:
         r.failed = ReplyFailure.REPLY_MEMORY
         return NULL
     return r.out.data + r.out.size
-
-
-cdef inline size_t write_decimal(uint8_t* at, int64_t value) noexcept nogil:
-    """Write `value` in decimal (20 bytes at most). Returns the number of bytes."""
-    cdef uint8_t digits[24]
-    cdef size_t used = 0, written = 0
-    cdef unsigned long long left = <unsigned long long>value
-    if value < 0:
-        at[0] = c'-'
-        written = 1
-        left = 0 - left
-    while True:
-        digits[used] = <uint8_t>(c'0' + left % 10)
-        used += 1
-        left = left / 10
-        if left == 0:
-            break
-    while used > 0:
-        used -= 1
-        at[written] = digits[used]
-        written += 1
-    return written
 
 
 cdef inline void reply_header(Reply* r, char type_byte, int64_t value) noexcept nogil:
@@ -168,6 +147,3 @@ cdef inline void reply_map(Reply* r, int64_t count) noexcept nogil:
 
 cdef void reply_simple(Reply* r, const char* text) noexcept nogil      # +text
 cdef void reply_error(Reply* r, const char* text) noexcept nogil       # -text, with its code ("ERR ...")
-
-# A decimal integer as Redis takes it: no sign but one '-', no leading zeros or blanks, 64 bits.
-cdef bint parse_integer(Slice text, int64_t* value) noexcept nogil

@@ -15,6 +15,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 
 from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, put_bytes, put_u8, slice_of
 
+from everwrite.decimals cimport parse_integer
+
 from everwrite import errors
 
 # Argument tables above this are given back once their command is done.
@@ -43,40 +45,6 @@ cdef void parser_free(Parser* p) noexcept nogil:
     free(p.args)
     buffer_free(&p.words)
     parser_init(p)
-
-
-cdef bint parse_integer(Slice text, int64_t* value) noexcept nogil:
-    cdef size_t i = 0
-    cdef unsigned long long total = 0
-    cdef unsigned digit
-    cdef bint negative = False
-    if text.size == 0 or text.size > 20:
-        return False
-    if text.data[0] == c'-':
-        negative = True
-        i = 1
-    if i == text.size or text.data[i] < c'0' or text.data[i] > c'9':
-        return False
-    if text.data[i] == c'0':
-        value[0] = 0
-        return text.size == 1
-    while i < text.size:
-        if text.data[i] < c'0' or text.data[i] > c'9':
-            return False
-        digit = text.data[i] - c'0'
-        if total > (<unsigned long long>0xffffffffffffffff - digit) / 10:
-            return False
-        total = total * 10 + digit
-        i += 1
-    if negative:
-        if total > <unsigned long long>1 << 63:
-            return False
-        value[0] = <int64_t>(0 - total)
-        return True
-    if total > (<unsigned long long>1 << 63) - 1:
-        return False
-    value[0] = <int64_t>total
-    return True
 
 
 cdef int _fail(Parser* p, const char* text) noexcept nogil:

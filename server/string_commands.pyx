@@ -3,14 +3,13 @@
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
 
 from everwrite.coding cimport Slice
-from everwrite.server.commands cimport Call
-from everwrite.server.replies cimport is_word, reply_not_integer, reply_status, reply_syntax_error
+from everwrite.decimals cimport parse_integer
+from everwrite.server.commands cimport Call, note_lookup, reply_value
+from everwrite.server.replies cimport is_word, reply_count, reply_not_integer, reply_status, reply_syntax_error
 from everwrite.server.resp cimport (
-    parse_integer,
     reply_array,
     reply_bulk,
     reply_error,
-    reply_integer,
     reply_null,
     reply_ok,
 )
@@ -26,14 +25,7 @@ cdef struct SetOptions:
 cdef void run_get(Store store, Call* call) noexcept nogil:
     cdef Slice value
     cdef int found = store.op_get(call.args[1], &value)
-    if found > 0:
-        call.hits += 1
-        reply_bulk(call.reply, value)
-    elif found == 0:
-        call.misses += 1
-        reply_null(call.reply)
-    else:
-        reply_status(call.reply, found)
+    reply_value(call, found, value)
 
 
 cdef bint _deadline(Store store, Slice text, bint seconds, bint relative, Call* call, int64_t* deadline) noexcept nogil:
@@ -127,18 +119,13 @@ cdef void run_mget(Store store, Call* call) noexcept nogil:
     reply_array(call.reply, <int64_t>call.count - 1)
     for i in range(1, call.count):
         found = store.op_get(call.args[i], &value)
-        if found > 0:
-            call.hits += 1
-            reply_bulk(call.reply, value)
-        elif found == 0 or found == Status.ERR_WRONG_TYPE:
+        if found == Status.ERR_WRONG_TYPE:
             # Like in Redis, another type counts as absent here.
-            call.misses += 1
-            reply_null(call.reply)
-        else:
+            found = 0
+        if found < 0:
             call.reply.out.size = mark
-            reply_status(call.reply, found)
-            return
-        if call.reply.failed:
+        reply_value(call, found, value)
+        if found < 0 or call.reply.failed:
             return
 
 
@@ -166,17 +153,9 @@ cdef void run_getdel(Store store, Call* call) noexcept nogil:
     cdef Slice value
     cdef size_t mark = call.reply.out.size
     cdef int status = store.op_get(call.args[1], &value)
-    if status <= 0:
-        if status == 0:
-            call.misses += 1
-            reply_null(call.reply)
-        else:
-            reply_status(call.reply, status)
-        return
-    call.hits += 1
     # The value goes first: it lives until the next operation only.
-    reply_bulk(call.reply, value)
-    if call.reply.failed:
+    reply_value(call, status, value)
+    if status <= 0 or call.reply.failed:
         return
     status = store.op_delete(call.args[1])
     if status < 0:
@@ -187,23 +166,15 @@ cdef void run_getdel(Store store, Call* call) noexcept nogil:
 cdef void run_strlen(Store store, Call* call) noexcept nogil:
     cdef Slice value
     cdef int found = store.op_get(call.args[1], &value)
-    if found < 0:
-        reply_status(call.reply, found)
-        return
-    if found:
-        call.hits += 1
-    else:
-        call.misses += 1
-    reply_integer(call.reply, <int64_t>value.size if found else 0)
+    if found >= 0:
+        note_lookup(call, found)
+    reply_count(call.reply, found, <int64_t>value.size if found > 0 else 0)
 
 
 cdef void _increment(Store store, Call* call, int64_t amount) noexcept nogil:
     cdef int64_t result = 0
     cdef int status = store.op_increment(call.args[1], amount, &result)
-    if status < 0:
-        reply_status(call.reply, status)
-    else:
-        reply_integer(call.reply, result)
+    reply_count(call.reply, status, result)
 
 
 cdef void run_incr(Store store, Call* call) noexcept nogil:

@@ -20,7 +20,6 @@ LINES_MAX = 600
 # Longer files, each with the reason why it is one idea all the same.
 LONG_FILES = {
     "engine/lsm.pyx": "one map: what reads, writes and flushes shares the pins that keep its tables alive",
-    "server/frontend.pyx": "the tick: one loop over one kind of connection, whose steps share private C state",
 }
 
 TEXT_SUFFIXES = {"", ".cfg", ".in", ".md", ".pxd", ".py", ".pyi", ".pyx", ".toml", ".txt", ".typed", ".yaml", ".yml"}
