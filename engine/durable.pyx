@@ -27,6 +27,7 @@ from everwrite.errors import ConfigError, CorruptionError, StorageError
 from everwrite.files import PosixFiles
 from everwrite.identity import Identity, decode_identity, encode_identity, next_identity
 from everwrite.options import path_of, size_of
+from everwrite.refusals import RETRY_SECONDS
 from everwrite.wal_recovery import open_log
 
 DURABILITIES = ("always", "interval", "os")
@@ -37,6 +38,7 @@ cdef enum Tuning:
     CLOCK_AHEAD_MS = 20000       # how far ahead the clock's bound is persisted
     SYNC_INTERVAL_MS = 1000      # durability `interval`
     MEMTABLE_LEAST = 4096        # bytes: below, a file would be written for every few keys
+    PROBE_BYTES = 1 << 16        # of room in the log, before a disk no longer counts as full
     INDEX_EVERY = 1 << 20        # bytes of log between two entries of the position index
     FROZEN_MAX = 2               # full memory tables that are frozen before writers wait for the flush
 
@@ -313,6 +315,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
     # ---- durability ----
 
     cdef int reserve(self, uint64_t size) noexcept nogil:
+        cdef int status
         if self.clock.last >= self.clock_bound and not self.refused:
             # Rare: the wall clock stepped, or the threads are late. Nothing at or beyond the bound may be exposed.
             with gil:
@@ -320,7 +323,9 @@ cdef class DurableKeyspace(RefusingKeyspace):
                     self._attempt(NO_SPACE_FOR_IDENTITY, self._extend_clock_bound)
                 except BaseException as error:
                     self.stop_writing(error)
-        return RefusingKeyspace.reserve(self, size)
+        status = RefusingKeyspace.reserve(self, size)
+        self.log_full = status == Status.ERR_READ_ONLY
+        return status
 
     cdef int commit(self) noexcept nogil:
         cdef int status = Status.OK
@@ -508,6 +513,13 @@ cdef class DurableKeyspace(RefusingKeyspace):
             return
         if self.thread is None:
             self.wal.tend()
+        if self.log_full and time.monotonic() >= self.retry_at:
+            # Nobody may write for long: find out whether there is space again.
+            self.retry_at = time.monotonic() + RETRY_SECONDS
+            with nogil:
+                self.lock()
+                self.reserve(Tuning.PROBE_BYTES)
+                self.unlock()
         if (
             <uint64_t>(now + Tuning.CLOCK_AHEAD_MS // 2) << 16 >= self.clock_bound
             or self.lacking & NO_SPACE_FOR_IDENTITY

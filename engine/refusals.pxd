@@ -19,5 +19,6 @@ cdef class RefusingKeyspace(ScannedKeyspace):
     cdef int lacking                    # Shortage bits: which work waits for space on the disk
     cdef object shortage                # the newest exception behind those
     cdef double retry_at                # when to try that work again; time.monotonic
+    cdef bint log_full                  # the log had no room for the newest write
 
     cdef int _check(self, int status) except? -1

@@ -310,6 +310,7 @@ cdef class Store(InboundKeyspace):
             "log_torn_bytes": self.torn_bytes,
             "syncs": self.wal.syncs,
             "sync_nanoseconds": self.wal.sync_nanoseconds,
+            "read_only": int(self.log_full or self.refused == Status.ERR_READ_ONLY),
         }
         numbers.update(self.lsm.statistics())
         return numbers

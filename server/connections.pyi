@@ -1,8 +1,11 @@
 import socket
 from typing import Self
 
+from typing_extensions import disjoint_base
+
 from everwrite.server.client import Client
 
+@disjoint_base
 class Connections:
     def __new__(cls, *serving: object, clients_max: int = 10000, buffer_bytes_max: int = ...) -> Self: ...
     def add_listener(self, sock: socket.socket) -> None: ...

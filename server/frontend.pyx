@@ -283,8 +283,9 @@ cdef class Frontend(Connections):
                 self.wrote = True
                 self.counters.commits += 1
                 status = self.store.commit()
-                if status < 0:
+                if status < 0 and status != Status.ERR_READ_ONLY:
                     self.store_failed = True
+                    status = Status.ERR_FAILED
         for i in range(self.touched.size):
             c = self.touched.items[i]
             c.touched = False
@@ -298,7 +299,7 @@ cdef class Frontend(Connections):
                 self.reply_writer.limit = c.output.size + REPLY_BYTES_MAX
                 self.counters.commands_failed += c.replies
                 for _n in range(c.replies):
-                    reply_status(&self.reply_writer, Status.ERR_FAILED)
+                    reply_status(&self.reply_writer, status)
                 if self.reply_writer.failed:
                     self.drop(c)
                     continue

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from everwrite.errors import ClosedError, EverwriteError, StorageError, TooLargeError, WrongTypeError
+from everwrite.errors import ClosedError, EverwriteError, ReadOnlyError, StorageError, TooLargeError, WrongTypeError
 from everwrite.server import metrics
 from everwrite.server.http_adapter import error_json
 
@@ -288,6 +288,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _store_error(_request: Request, error: Exception) -> Response:
     if isinstance(error, TooLargeError):
         return _error(413, "value_too_large", str(error))
+    if isinstance(error, ReadOnlyError):
+        # Not 503: it says that another node should be asked, for reads, too.
+        return _error(507, "disk_full", str(error))
     if isinstance(error, StorageError | ClosedError):
         return _error(503, "unavailable", str(error))
     raise error

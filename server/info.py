@@ -122,11 +122,12 @@ def _memory(host: InfoHost) -> Lines:
 
 
 def _persistence(host: InfoHost) -> Lines:
+    failed = host.frontend.statistics()["failed"]
     return {
         "loading": 0,
         "async_loading": 0,
         "aof_enabled": 1,
-        "aof_last_write_status": "err" if host.frontend.statistics()["failed"] else "ok",
+        "aof_last_write_status": "err" if failed or host.store.statistics()["read_only"] else "ok",
         "durability": host.config.durability,
     }
 

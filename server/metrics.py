@@ -114,6 +114,7 @@ STORE: Final[Mapping[str, Family]] = {
     "keys": _gauge("keys", "Live keys."),
     "log_bytes": _gauge("wal_bytes", "Size of the write-ahead log's files."),
     "log_end": _counter("wal_written_bytes", "Bytes written to the write-ahead log since the store was made."),
+    "read_only": _gauge("read_only", "1 while writes are refused because the disk is full, else 0."),
     "syncs": _counter("wal_fsyncs", "Times that the write-ahead log was synced to the device."),
     "sync_nanoseconds": _counter("wal_fsync_seconds", "Time spent syncing the write-ahead log to the device."),
     "memtable_bytes": _gauge("memtable_bytes", "Memory that the tables in memory hold."),

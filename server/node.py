@@ -17,14 +17,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import trio
 
 import everwrite
-from everwrite.errors import EverwriteError, PortInUseError, StorageError
+from everwrite.errors import EverwriteError, PortInUseError, ReadOnlyError, StorageError
 from everwrite.server import certs
 from everwrite.server.config import NodeConfig
 from everwrite.server.control import Control
@@ -232,11 +232,13 @@ class Node:
             await trio.sleep(REAP_INTERVAL_SECONDS)
             if self.store.failed_with is not None:
                 self._raise_failure()
-            while (seen := self.store.reap_expired(REAP_KEYS_MAX)) > 0:
-                self.transport.local_write()
-                if seen < REAP_KEYS_MAX:
-                    break
-                await trio.lowlevel.checkpoint()
+            # On a full disk expired keys stay, unseen, until there is space to write down that they are gone.
+            with suppress(ReadOnlyError):
+                while (seen := self.store.reap_expired(REAP_KEYS_MAX)) > 0:
+                    self.transport.local_write()
+                    if seen < REAP_KEYS_MAX:
+                        break
+                    await trio.lowlevel.checkpoint()
 
     async def _run_wait_sweeper(self) -> None:
         """Forget what clients that have gone were waiting for: a wait may last an hour."""

@@ -25,6 +25,7 @@ from everwrite.errors import (
     LogCutError,
     PeerError,
     ProtocolError,
+    ReadOnlyError,
     StorageError,
     TooLargeError,
 )
@@ -503,6 +504,9 @@ class Replicator:
             cause, message = "log_cut", str(error)
         except CorruptionError as error:
             cause, message = "corruption", str(error)
+        except ReadOnlyError as error:
+            # The peer sends it again; until there is space, dialling again is put off more and more.
+            cause, message = "disk_full", str(error)
         except StorageError as error:
             self._failed = True
             self._effects.append(Fail(error))

@@ -102,11 +102,12 @@ class Reporter:
             self._seen_changes = store.user_changes
             self._owed = dict(store.applied)
         durable = dict(store.durable_applied)
-        if self._owed is not None and all(durable.get(origin, 0) >= ts for origin, ts in self._owed.items()):
-            self._owed = None
         name = b"report/%012x" % store.store_id
         old = store.system_get(name)
-        if old is not None and msgspec.msgpack.decode(old, type=_ReportEntry).applied == durable:
-            return False
-        store.system_set(name, msgspec.msgpack.encode(_ReportEntry(durable)))
-        return True
+        written = old is None or msgspec.msgpack.decode(old, type=_ReportEntry).applied != durable
+        if written:
+            store.system_set(name, msgspec.msgpack.encode(_ReportEntry(durable)))
+        # Only now: on a full disk the report is still owed.
+        if self._owed is not None and all(durable.get(origin, 0) >= ts for origin, ts in self._owed.items()):
+            self._owed = None
+        return written

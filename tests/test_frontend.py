@@ -24,6 +24,8 @@ from everwrite.memory_files import MemoryFiles
 from everwrite.server.client import Client
 from everwrite.server.frontend import LATENCY_BOUNDS, TICK_MORE, TICK_WROTE, Frontend
 from everwrite.server.frontend_loop import close_frontend, serve_frontend
+from everwrite.watched_files import WatchedFiles
+from tests.faults.full_disk import Space
 from tests.serving import Peer, Serving, request, served, serving, ticking
 from tests.support import eventually, eventually_async
 
@@ -339,6 +341,31 @@ def test_a_failed_commit_answers_no_write_and_no_read_of_its_round() -> None:
             assert ask(host, reader, "GET", "k").startswith(b"-MISCONF Errors writing to the log")
             assert ask(host, reader, "PING") == b"+PONG\r\n"
             assert b"aof_last_write_status:err" in ask(host, reader, "INFO", "persistence")
+        host.frontend.close_all()
+
+
+@pytest.mark.parametrize("durability", ["os", "always"])
+def test_a_full_disk_refuses_writes_and_nothing_else(durability: str) -> None:
+    space = Space(at=1 << 30)
+    files = WatchedFiles(MemoryFiles(), space)
+    with everwrite.open("/db", durability, files=files, background=False) as store:
+        host = Serving(store)
+        with host.connect() as peer:
+            assert ask(host, peer, "SET", "k", "old") == b"+OK\r\n"
+            space.at = 1
+            # Larger than what is reserved of the log.
+            for write in (("SET", "k", "x" * MIB), ("MSET", "k", "x" * MIB, "l", 1), ("HSET", "h", "f", "x" * MIB)):
+                answer = ask(host, peer, *write)
+                assert answer.startswith(b"-MISCONF Errors writing to the log: the disk is full"), write[0]
+                assert store.statistics()["read_only"] == 1
+            assert ask(host, peer, "GET", "k") == b"$3\r\nold\r\n"
+            assert ask(host, peer, "EXISTS", "l", "h") == b":0\r\n"
+            assert b"aof_last_write_status:err" in ask(host, peer, "INFO", "persistence")
+            assert not host.frontend.failed
+            space.returned = True
+            assert ask(host, peer, "SET", "k", "x" * MIB) == b"+OK\r\n"
+            assert b"aof_last_write_status:ok" in ask(host, peer, "INFO", "persistence")
+            assert store.statistics()["read_only"] == 0
         host.frontend.close_all()
 
 

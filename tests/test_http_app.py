@@ -14,10 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import everwrite
+from everwrite.memory_files import MemoryFiles
 from everwrite.server.http_app import BODIES_BYTES_MAX, KEY_BYTES_MAX, TTL_SECONDS_MAX, VALUE_BYTES_MAX, make_app
+from everwrite.watched_files import WatchedFiles
 from tests.fake_node import DISK_ERROR, FakeNode
+from tests.faults.full_disk import Space
 from tests.http_support import headers_of, parse, serve_bytes
-from tests.support import ROOT
+from tests.support import ROOT, eventually
 
 
 def raw(node: FakeNode, method: str, target: str, body: bytes | None = None) -> tuple[int, dict[bytes, bytes], bytes]:
@@ -276,6 +279,33 @@ def test_a_ttl_shows_as_a_deadline_and_a_put_without_one_removes_it(real: StoreN
     assert deadline - before >= 1_000_000
     call(real, "PUT", "/v1/keys/a", b"v")
     assert call(real, "GET", "/v1/keys/a/why")[1]["expires_at_ms"] is None
+
+
+def test_a_full_disk_refuses_writes_alone_and_is_measured() -> None:
+    space = Space(at=1 << 30)
+    with everwrite.open("/db", "os", files=WatchedFiles(MemoryFiles(), space), background=False) as store:
+        node = StoreNode(store)
+        assert call(node, "PUT", "/v1/keys/a", b"old") == (204, None)
+        space.at = 1
+        large = b"v" * (1 << 20)
+        status, code, message = error(node, "PUT", "/v1/keys/a", large)
+        assert (status, code) == (507, "disk_full")
+        assert "nothing was changed" in message
+        assert raw(node, "GET", "/v1/keys/a")[2] == b"old"
+        assert b"\neverwrite_read_only 1.0\n" in raw(node, "GET", "/metrics")[2]
+        space.returned = True
+        assert call(node, "PUT", "/v1/keys/a", large) == (204, None)
+        assert b"\neverwrite_read_only 0.0\n" in raw(node, "GET", "/metrics")[2]
+
+
+def test_without_writes_too_a_store_finds_that_there_is_space_again() -> None:
+    space = Space(at=1 << 30)
+    with everwrite.open("/db", "os", files=WatchedFiles(MemoryFiles(), space), background=False) as store:
+        space.at = 1
+        with pytest.raises(everwrite.ReadOnlyError):
+            store[b"a"] = b"v" * (1 << 20)
+        space.returned = True
+        eventually(lambda: store.maintain() or not store.statistics()["read_only"])
 
 
 def test_a_closed_store_is_unavailable(real: StoreNode) -> None:

@@ -17,7 +17,7 @@ import redis.retry
 import trio
 
 import everwrite
-from everwrite.errors import ConfigError, LockedError, PortInUseError, StorageError
+from everwrite.errors import ConfigError, LockedError, PortInUseError, ReadOnlyError, StorageError
 from everwrite.memory_files import MemoryFiles
 from everwrite.server import certs
 from everwrite.server.config import NodeConfig, Peer
@@ -153,6 +153,26 @@ def test_expired_keys_go_without_being_read(tmp_path: Path) -> None:
                 node.store.put(b"%d" % number, b"value", ttl=0.05)
             node.store[b"stays"] = b"value"
             await eventually_async(lambda: node.store.key_count() == 1)
+
+    run(main)
+
+
+def test_on_a_full_disk_expired_keys_wait_for_space(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(config(tmp_path)) as [node]:
+            reap, refusals = node.store.reap_expired, 0
+
+            def refuse(limit: int) -> int:
+                nonlocal refusals
+                refusals += 1
+                raise ReadOnlyError("the disk is full")
+
+            node.store.put(b"k", b"value", ttl=0.05)
+            node.store.reap_expired = refuse  # type: ignore[method-assign]
+            await eventually_async(lambda: refusals >= 2)
+            assert node.store.key_count() == 1
+            node.store.reap_expired = reap  # type: ignore[method-assign]
+            await eventually_async(lambda: node.store.key_count() == 0)
 
     run(main)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from everwrite.errors import ReadOnlyError
 from everwrite.server import codec
 from everwrite.server.messages import Ack, Batch, Goodbye, Heartbeat, Hello, KeyState, Message, Pull, Resync, ResyncEnd
 from everwrite.server.session import Identity
@@ -32,6 +33,23 @@ def test_a_peer_whose_clock_is_ahead_is_refused_until_it_is_right() -> None:
     assert errors(eu)["peer_clock_drift"] > 3
     eu.clock_offset_ms = 0
     network.run_until(lambda: us.store.get(b"future") == b"value")
+
+
+def test_on_a_full_disk_a_batch_waits_for_space() -> None:
+    network, us, eu = two_regions()
+    take = eu.store.apply_batch
+
+    def refuse(batch: bytes) -> None:
+        raise ReadOnlyError("the disk is full")
+
+    eu.store.apply_batch = refuse  # type: ignore[method-assign,assignment]
+    us.set(b"key", b"value")
+    network.run(5)
+    assert eu.failure is None
+    assert errors(eu)["disk_full"] >= 1
+    eu.store.apply_batch = take  # type: ignore[method-assign]
+    network.run(60)
+    assert eu.store.get(b"key") == b"value"
 
 
 def test_a_clock_that_jumps_ahead_ends_the_connection() -> None:
