@@ -13,6 +13,7 @@ cdef class StoreMapping(GroupedStore):
     cdef object lookup(self, object key)                                     # the value, or None
     cdef int write(self, Slice key, Slice value, int64_t deadline_ms) except -1
     cdef bint erase(self, Slice key) except -1                               # whether it existed
+    cdef bint _change_deadline(self, object key, int64_t deadline_ms) except -1
     cdef int64_t deadline_after(self, object ttl) except -1
 
     cdef object _wait_for(self, Slice name, bint erase)

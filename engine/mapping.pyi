@@ -1,7 +1,8 @@
 from collections.abc import Iterator
-from typing import Literal, TypeVar, overload
+from typing import TypeVar, overload
 
 from everwrite.groups import GroupedStore
+from everwrite.scan_method import ScanMethod
 
 _T = TypeVar("_T")
 
@@ -27,39 +28,4 @@ class StoreMapping(GroupedStore):
     def expire(self, key: bytes, ttl: float, /) -> bool: ...
     def persist(self, key: bytes, /) -> bool: ...
     def ttl(self, key: bytes, /) -> float | None: ...
-    @overload
-    def scan(
-        self,
-        prefix: bytes = b"",
-        start: bytes | None = None,
-        stop: bytes | None = None,
-        *,
-        reverse: bool = False,
-        keys: Literal[True] = True,
-        values: Literal[True] = True,
-        limit: int | None = None,
-    ) -> Iterator[tuple[bytes, bytes]]: ...
-    @overload
-    def scan(
-        self,
-        prefix: bytes = b"",
-        start: bytes | None = None,
-        stop: bytes | None = None,
-        *,
-        reverse: bool = False,
-        keys: Literal[True] = True,
-        values: Literal[False],
-        limit: int | None = None,
-    ) -> Iterator[bytes]: ...
-    @overload
-    def scan(
-        self,
-        prefix: bytes = b"",
-        start: bytes | None = None,
-        stop: bytes | None = None,
-        *,
-        reverse: bool = False,
-        keys: Literal[False],
-        values: Literal[True] = True,
-        limit: int | None = None,
-    ) -> Iterator[bytes]: ...
+    scan: ScanMethod

@@ -222,35 +222,29 @@ cdef class StoreMapping(GroupedStore):
             raise ValueError(f"ttl is {ttl!r}; it must be more than 0 and less than {_TTL_LIMIT:g} seconds")
         return self.clock.now_ms() + max(1, round(ttl * 1000))
 
+    cdef bint _change_deadline(self, object key, int64_t deadline_ms) except -1:
+        """Set it, or, with 0, take it away."""
+        cdef Slice name
+        cdef int status
+        cdef int committed
+        check_bytes(key)
+        name = bytes_slice(key)
+        with nogil:
+            self.lock()
+            status = self.op_expire_at(name, deadline_ms) if deadline_ms else self.op_persist(name)
+            committed = self.commit_held()
+        return self._settle(status, committed) == 1
+
     def expire(self, key, ttl, /):
         """Let a key of any type expire `ttl` seconds from now; returns whether there was such a key.
 
         Raises ValueError when `ttl` is not positive: delete the key instead.
         """
-        cdef int64_t deadline_ms = self.deadline_after(ttl)
-        cdef Slice name
-        cdef int status
-        cdef int committed
-        check_bytes(key)
-        name = bytes_slice(key)
-        with nogil:
-            self.lock()
-            status = self.op_expire_at(name, deadline_ms)
-            committed = self.commit_held()
-        return self._settle(status, committed) == 1
+        return self._change_deadline(key, self.deadline_after(ttl))
 
     def persist(self, key, /):
         """Take a key's deadline away; returns whether it had one."""
-        cdef Slice name
-        cdef int status
-        cdef int committed
-        check_bytes(key)
-        name = bytes_slice(key)
-        with nogil:
-            self.lock()
-            status = self.op_persist(name)
-            committed = self.commit_held()
-        return self._settle(status, committed) == 1
+        return self._change_deadline(key, 0)
 
     def ttl(self, key, /):
         """Seconds until a key of any type expires, or None when it has no deadline. Raises KeyError."""

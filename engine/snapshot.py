@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from everwrite.database import Counter, Database, MapView, SetView, VersionVector
 from everwrite.frozen import FrozenStore
 from everwrite.ordered_views import BoundedCounter, SequenceView, SortedSet
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
+from everwrite.scan_method import ScanMethod
 
 __all__ = ["Snapshot"]
 
@@ -109,47 +110,10 @@ class Snapshot(Mapping[bytes, bytes]):
         """Seconds from the snapshot's moment to the key's deadline: as `Database.ttl`."""
         return self._frozen.ttl(key)
 
-    @overload
-    def scan(
-        self,
-        prefix: bytes = b"",
-        start: bytes | None = None,
-        stop: bytes | None = None,
-        *,
-        reverse: bool = False,
-        keys: Literal[True] = True,
-        values: Literal[True] = True,
-        limit: int | None = None,
-    ) -> Iterator[tuple[bytes, bytes]]: ...
-    @overload
-    def scan(
-        self,
-        prefix: bytes = b"",
-        start: bytes | None = None,
-        stop: bytes | None = None,
-        *,
-        reverse: bool = False,
-        keys: Literal[True] = True,
-        values: Literal[False],
-        limit: int | None = None,
-    ) -> Iterator[bytes]: ...
-    @overload
-    def scan(
-        self,
-        prefix: bytes = b"",
-        start: bytes | None = None,
-        stop: bytes | None = None,
-        *,
-        reverse: bool = False,
-        keys: Literal[False],
-        values: Literal[True] = True,
-        limit: int | None = None,
-    ) -> Iterator[bytes]: ...
-    def scan(
-        self, prefix: bytes = b"", start: bytes | None = None, stop: bytes | None = None, **how: Any
-    ) -> Iterator[Any]:
+    @property
+    def scan(self) -> ScanMethod:
         """Ranges of keys, forwards and backwards: as `Database.scan`."""
-        return self._frozen.scan(prefix, start, stop, **how)
+        return self._frozen.scan
 
     def kind(self, key: bytes) -> str:
         """What `key` holds: as `Database.kind`."""

@@ -11,7 +11,7 @@ import contextlib
 import importlib.util
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,25 +124,13 @@ class Everwrite(Engine):
         return self
 
     def get(self, keys: Sequence[bytes]) -> int:
-        get = self.db.get
-        found = 0
-        for key in keys:
-            if get(key) is not None:
-                found += 1
-        return found
+        return count_found(self.db.get, keys)
 
     def get_many(self, keys: Sequence[bytes]) -> int:
-        found = 0
-        for batch in batches(keys):
-            for value in self.db.get_many(batch):
-                if value is not None:
-                    found += 1
-        return found
+        return count_found_together(self.db.get_many, keys)
 
     def delete(self, keys: Sequence[bytes]) -> None:
-        delete = self.db.delete
-        for key in keys:
-            delete(key)
+        call_each(self.db.delete, keys)
 
     def scan(self) -> int:
         return count(self.db.scan())
@@ -202,13 +190,8 @@ class Lmdb(Engine):
         self.put_batches(pairs)
 
     def get(self, keys: Sequence[bytes]) -> int:
-        found = 0
         with self.env.begin() as transaction:
-            get = transaction.get
-            for key in keys:
-                if get(key) is not None:
-                    found += 1
-        return found
+            return count_found(transaction.get, keys)
 
     def get_many(self, keys: Sequence[bytes]) -> int:
         found = 0
@@ -278,17 +261,10 @@ class LevelDb(Engine):
         self.put_batches(pairs, sync=True)
 
     def get(self, keys: Sequence[bytes]) -> int:
-        get = self.db.get
-        found = 0
-        for key in keys:
-            if get(key) is not None:
-                found += 1
-        return found
+        return count_found(self.db.get, keys)
 
     def delete(self, keys: Sequence[bytes]) -> None:
-        delete = self.db.delete
-        for key in keys:
-            delete(key)
+        call_each(self.db.delete, keys)
 
     def scan(self) -> int:
         return count(self.db.iterator())
@@ -352,25 +328,13 @@ class RocksDb(Engine):
             self.db.write(b, write_opt=self.synced)
 
     def get(self, keys: Sequence[bytes]) -> int:
-        get = self.db.get
-        found = 0
-        for key in keys:
-            if get(key) is not None:
-                found += 1
-        return found
+        return count_found(self.db.get, keys)
 
     def get_many(self, keys: Sequence[bytes]) -> int:
-        found = 0
-        for batch in batches(keys):
-            for value in self.db.get(list(batch)):
-                if value is not None:
-                    found += 1
-        return found
+        return count_found_together(self.db.get, keys)
 
     def delete(self, keys: Sequence[bytes]) -> None:
-        delete = self.db.delete
-        for key in keys:
-            delete(key)
+        call_each(self.db.delete, keys)
 
     def scan(self) -> int:
         return count(self.db.items())
@@ -482,12 +446,7 @@ class DictAndLog(Engine):
             self.items.update(batch)
 
     def get(self, keys: Sequence[bytes]) -> int:
-        get = self.items.get
-        found = 0
-        for key in keys:
-            if get(key) is not None:
-                found += 1
-        return found
+        return count_found(self.items.get, keys)
 
     def delete(self, keys: Sequence[bytes]) -> None:
         write, items = self.log.write, self.items
@@ -505,6 +464,31 @@ def batches(items: Sequence[Any]) -> Iterable[Sequence[Any]]:
     """`items`, `BATCH` at a time."""
     for start in range(0, len(items), BATCH):
         yield items[start : start + BATCH]
+
+
+def count_found(get: Callable[[bytes], object], keys: Sequence[bytes]) -> int:
+    """Look each key up by itself; how many are there."""
+    found = 0
+    for key in keys:
+        if get(key) is not None:
+            found += 1
+    return found
+
+
+def count_found_together(get: Callable[[Any], Iterable[object]], keys: Sequence[bytes]) -> int:
+    """Look keys up `BATCH` at a time; how many are there."""
+    found = 0
+    for batch in batches(keys):
+        for value in get(batch):
+            if value is not None:
+                found += 1
+    return found
+
+
+def call_each(call: Callable[[bytes], object], keys: Sequence[bytes]) -> None:
+    """One call a key."""
+    for key in keys:
+        call(key)
 
 
 def count(pairs: Iterable[Pair]) -> int:
