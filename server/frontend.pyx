@@ -283,8 +283,9 @@ cdef class Frontend(Connections):
                 self.wrote = True
                 self.counters.commits += 1
                 status = self.store.commit()
-                if status < 0 and status != Status.ERR_READ_ONLY:
-                    self.store_failed = True
+                if status < 0:
+                    # Without space the log gets it later: this round is answered as failed, but not those to come.
+                    self.store_failed = self.store.failed != 0 or self.store.refused == Status.ERR_FAILED
                     status = Status.ERR_FAILED
         for i in range(self.touched.size):
             c = self.touched.items[i]
