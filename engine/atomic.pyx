@@ -60,7 +60,7 @@ cdef class AtomicKeyspace(Keyspace):
     cdef int atomic_rollback(self) noexcept nogil:
         cdef int status
         self.grouping = False
-        self.group.size = 0
+        self.drop_group()
         self.lsm.active.undo = NULL
         status = self._restore()
         undo_clear(&self.undo)

@@ -31,6 +31,7 @@ from everwrite.coding cimport (
     slice_of,
 )
 from everwrite.decimals cimport parse_integer
+from everwrite.memtable cimport LARGE_VALUE
 from everwrite.state cimport (
     KINDS_WITH_ROWS,
     MAX_KEY,
@@ -294,7 +295,12 @@ cdef class TypedKeyspace(AtomicKeyspace):
             return 0
         if flags & SetFlag.SET_KEEPTTL and kind:
             deadline_ms = head_deadline(&self.head)
-        status = self.delta_begin() | put_register(&self.delta, 0, self.head.dot, value)
+        status = self.delta_begin()
+        if status == Status.OK:
+            if value.size < LARGE_VALUE:
+                status = put_register(&self.delta, 0, self.head.dot, value)
+            else:
+                status = self.put_large_register(value)
         if status == Status.OK:
             status = self._put_resets()
         if status == Status.OK and deadline_ms:

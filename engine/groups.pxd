@@ -18,5 +18,5 @@ cdef class GroupedStore(Store):
     cdef size_t run_group(self, list keys, list values, Py_ssize_t start, Py_ssize_t stop) except? 0
     cdef int lookup_group(self, list keys, Py_ssize_t start, Py_ssize_t stop, list into) except -1
     cdef int _lookup_late(self, list keys, list late, list into, Py_ssize_t offset) except -1
-    cdef int run_operations(self, list keys, list values) except -1
+    cdef int run_operations(self, list keys, list values, bint outermost) except -1
     cdef int _run_held(self, const Slice* keys, const Slice* values, size_t start, size_t stop) except -1

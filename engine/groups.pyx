@@ -189,6 +189,7 @@ cdef class GroupedStore(Store):
             names[count + i] = slice_of(NULL, 0) if values is None else bytes_slice(values[start + i])
         if self.trylock():
             self.batch_begin()
+            self.values_stay = True
             done = self.run(names, names + count, 0, count, False, &status, &erased)
             if status != Status.WOULD_BLOCK:
                 logged = self.batch_end()
@@ -199,6 +200,7 @@ cdef class GroupedStore(Store):
             with nogil:
                 self.lock()
             self.batch_begin()
+            self.values_stay = True
         with nogil:
             self.run(names, names + count, done, count, True, &status, &erased)
             logged = self.batch_end()
@@ -259,13 +261,13 @@ cdef class GroupedStore(Store):
         if self.atomic:
             # Inside of another batch's operation: a part of that.
             try:
-                return self.run_operations(keys, values)
+                return self.run_operations(keys, values, False)
             finally:
                 self.unlock()
         status = self.atomic_begin()
         if status == Status.OK:
             try:
-                self.run_operations(keys, values)
+                self.run_operations(keys, values, True)
             except BaseException:
                 with nogil:
                     self.atomic_rollback()
@@ -275,8 +277,11 @@ cdef class GroupedStore(Store):
         self._checked_release(status)
         return 0
 
-    cdef int run_operations(self, list keys, list values) except -1:
-        """Run what a batch recorded, with the lock held: calls one by one, writes and deletes in runs."""
+    cdef int run_operations(self, list keys, list values, bint outermost) except -1:
+        """Run what a batch recorded, with the lock held: calls one by one, writes and deletes in runs.
+
+        Only the lists of the outermost batch live until it is logged.
+        """
         cdef size_t count = len(keys)
         cdef Slice* names = <Slice*>malloc(2 * count * sizeof(Slice))
         cdef size_t start = 0
@@ -292,7 +297,11 @@ cdef class GroupedStore(Store):
                     names[count + stop] = slice_of(NULL, 0) if value is None else bytes_slice(value)
                     stop += 1
                 if stop > start:
-                    self._run_held(names, names + count, start, stop)
+                    self.values_stay = outermost
+                    try:
+                        self._run_held(names, names + count, start, stop)
+                    finally:
+                        self.values_stay = False
                 if stop < count:
                     keys[stop](*values[stop])
                     stop += 1

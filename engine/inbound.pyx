@@ -14,7 +14,7 @@ from everwrite.clock cimport (
     Dot, Vector, vector_covers, vector_dict, vector_free, vector_get, vector_init, vector_raise,
 )
 from everwrite.coding cimport (
-    Buffer, Reader, Slice, buffer_free, buffer_init, buffer_slice, get_slice, put_bytes, put_u8, put_u64, put_varint,
+    Buffer, Reader, Slice, buffer_free, buffer_init, buffer_slice, get_slice, put_u8, put_u64, put_varint,
     reader_left, reader_of, slice_of,
 )
 from everwrite.keyspace cimport CHANGE_HEAD_BYTES, DUPLICATE, FRAME_CLAIM, FRAME_STATE
@@ -355,6 +355,7 @@ cdef class InboundKeyspace(AsideKeyspace):
             if status < 0:
                 return status
             self.batch_begin()
+            self.values_stay = True
             status = self._apply_group(body[0], reader_left(&group) == 0)
             if status < 0:
                 return status
@@ -367,6 +368,7 @@ cdef class InboundKeyspace(AsideKeyspace):
         if status < 0:
             return status
         self.batch_begin()
+        self.values_stay = True
         for each in states:
             state = slice_of(<const uint8_t*><bytes>each, len(each))
             with nogil:
@@ -375,7 +377,7 @@ cdef class InboundKeyspace(AsideKeyspace):
                     status = self.log_change(state)
             if status < 0:
                 self.grouping = False
-                self.group.size = 0
+                self.drop_group()
                 return self._fail(status)
         with nogil:
             status = self._apply_group(body, False)
@@ -419,7 +421,7 @@ cdef class InboundKeyspace(AsideKeyspace):
                 if unchecked and self.group.size == 0:
                     return status
                 # Half a group must be neither served nor logged.
-                self.group.size = 0
+                self.drop_group()
                 return self._fail(status)
         return self.batch_end()
 
@@ -454,8 +456,8 @@ cdef class InboundKeyspace(AsideKeyspace):
         if status >= 0:
             status = self.apply_change(body)
         if status >= 0:
-            self.group.size = 0
-            status = put_u8(&self.group, FRAME_STATE) | put_bytes(&self.group, body.data, body.size)
+            self.drop_group()
+            status = put_u8(&self.group, FRAME_STATE) | self.group_put(body)
         return status if status < 0 else self.log_group()
 
 cdef int _check_spans(const uint8_t* data, size_t size, Vector* held, const Vector* upto) noexcept nogil:

@@ -32,9 +32,19 @@ cdef enum:
     # What a change needs in the log beside its bytes, at most: the frame's kind, and its length.
     CHANGE_HEAD_BYTES = 11
 
+cdef enum:
+    # Of the length of a value that `delta` doesn't hold, where `delta` has a zero.
+    LENGTH_BYTES_MAX = 4
+
 cdef enum Merge:
     MERGED = 0
     DUPLICATE = 1          # the context covers it already
+
+
+cdef struct Borrowed:
+    # A part of the group that is left where it is until the group is logged.
+    size_t at              # it comes before this byte of `group`
+    Slice bytes
 
 
 cdef class Keyspace(ElementStore):
@@ -49,8 +59,19 @@ cdef class Keyspace(ElementStore):
     cdef Pin pin
     cdef Buffer expiry_key
     cdef Buffer delta
-    cdef Buffer group
+    # Of a local update that writes a large register: the value, left where it is, and where in `delta` its length
+    # stands, which is 0 there.
+    cdef Slice large
+    cdef size_t large_at
+    cdef Buffer group                   # the frame that is being put together, without what is borrowed
+    cdef Borrowed* borrowed
+    cdef size_t borrowed_count
+    cdef size_t borrowed_capacity
+    cdef size_t borrowed_bytes
+    cdef Slice* frame                   # room for the pieces of the frame: two for each that is borrowed, and one
     cdef bint grouping
+    # Set by whoever has begun a batch while the bytes given to operations stay where they are until it ends.
+    cdef bint values_stay
     cdef char text[32]                  # a counter as decimal text
 
     cdef Sum* leaves                    # of the Merkle tree over users' keys; see digest.pxd
@@ -88,6 +109,10 @@ cdef class Keyspace(ElementStore):
     cdef int reserve(self, uint64_t size) noexcept nogil
     cdef int log_change(self, Slice body) noexcept nogil
     cdef int log_group(self) noexcept nogil
+    cdef void drop_group(self) noexcept nogil                             # unlogged
+    cdef int group_put(self, Slice bytes) noexcept nogil                  # borrowed when it is large; 0 or ERR_MEMORY
+    cdef int _log_large(self) noexcept nogil
+    cdef int put_large_register(self, Slice value) noexcept nogil
     cdef int _logged(self, int status) noexcept nogil
 
     cdef int _merge_delta(self, const Change* change) noexcept nogil

@@ -1,7 +1,7 @@
 """Keys and their states; see keyspace.pxd for the invariants."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy
 
 from everwrite.change cimport (
@@ -24,6 +24,7 @@ from everwrite.change cimport (
     floor_at,
     part_next,
     put_change,
+    put_register,
 )
 from everwrite.clock cimport Dot, dot_compare, vector_free, vector_init, vector_raise
 from everwrite.coding cimport (
@@ -32,8 +33,9 @@ from everwrite.coding cimport (
     buffer_free,
     buffer_init,
     buffer_slice,
-    put_slice,
+    put_bytes,
     put_u8,
+    put_varint,
     reader_left,
     reader_of,
     slice_of,
@@ -49,6 +51,7 @@ from everwrite.join cimport (
     join_rows,
 )
 from everwrite.lsm cimport pin_init, pin_release
+from everwrite.memtable cimport LARGE_VALUE
 from everwrite.state cimport (
     ELEMENT_KINDS,
     SPACE_USER,
@@ -100,6 +103,8 @@ cdef class Keyspace(ElementStore):
         buffer_free(&self.expiry_key)
         buffer_free(&self.delta)
         buffer_free(&self.group)
+        free(self.borrowed)
+        free(self.frame)
         free(self.leaves)
         pthread_mutex_destroy(&self.mutex)
 
@@ -163,15 +168,19 @@ cdef class Keyspace(ElementStore):
         dot.origin = self.own_origin
         dot.timestamp = self.clock.tick()
         self.delta.size = 0
+        self.large.size = 0
         return put_change(&self.delta, 0, dot, head_context(&self.head, self.own_origin), buffer_slice(&self.key))
 
     cdef int delta_end(self) noexcept nogil:
         cdef Change change
         cdef int status
+        cdef size_t size = self.delta.size
+        if self.large.size:
+            size += self.large.size + LENGTH_BYTES_MAX
         # What other stores could not take in one batch must not get into the log.
-        if self.group.size + self.delta.size > GROUP_BYTES_LIMIT:
+        if self.group.size + self.borrowed_bytes + size > GROUP_BYTES_LIMIT:
             return Status.ERR_TOO_LARGE
-        status = self.reserve(self.delta.size)
+        status = self.reserve(size)
         if status < 0:
             return status
         status = change_parse(buffer_slice(&self.delta), &change)
@@ -183,7 +192,14 @@ cdef class Keyspace(ElementStore):
         self.local_changes += 1
         if vector_raise(&self.applied, change.dot.origin, change.dot.timestamp) < 0:
             return self._fail(Status.ERR_MEMORY)
-        return self.log_change(change.body)
+        return self._log_large() if self.large.size else self.log_change(change.body)
+
+    cdef int put_large_register(self, Slice value) noexcept nogil:
+        """The part of a register write, in `delta`, whose value goes straight from where it is to log and table."""
+        cdef int failed = put_register(&self.delta, 0, self.head.dot, slice_of(NULL, 0))
+        self.large = value
+        self.large_at = self.delta.size - 1
+        return failed
 
     # ---- the log ----
 
@@ -192,10 +208,13 @@ cdef class Keyspace(ElementStore):
 
     cdef int batch_end(self) noexcept nogil:
         self.grouping = False
+        self.values_stay = False
         return self.log_group()
 
     cdef int reserve(self, uint64_t size) noexcept nogil:
-        return self.refused if self.refused else self.wal.reserve(self.group.size + size + CHANGE_HEAD_BYTES)
+        if self.refused:
+            return self.refused
+        return self.wal.reserve(self.group.size + self.borrowed_bytes + size + CHANGE_HEAD_BYTES)
 
     cdef int log_change(self, Slice body) noexcept nogil:
         cdef Slice parts[2]
@@ -208,18 +227,77 @@ cdef class Keyspace(ElementStore):
             return self._logged(self.wal.append_parts(parts, 2))
         if self.group.size == 0 and put_u8(&self.group, FrameKind.FRAME_CHANGES) != 0:
             return self._fail(Status.ERR_MEMORY)
-        if put_slice(&self.group, body) != 0:
+        if put_varint(&self.group, body.size) != 0:
             return self._fail(Status.ERR_MEMORY)
-        if self.grouping:
-            return Status.OK
-        return self.log_group()
+        # The next update of the group makes its own delta in the place of this one.
+        if (
+            put_bytes(&self.group, body.data, body.size) if body.data == self.delta.data else self.group_put(body)
+        ) != 0:
+            return self._fail(Status.ERR_MEMORY)
+        return Status.OK if self.grouping else self.log_group()
+
+    cdef int _log_large(self) noexcept nogil:
+        """Log the delta with the large value in its place."""
+        cdef uint8_t length[10]
+        cdef Slice before = slice_of(self.delta.data, self.large_at)
+        cdef Slice behind = slice_of(self.delta.data + self.large_at + 1, self.delta.size - self.large_at - 1)
+        cdef int length_size = store_varint(length, self.large.size)
+        cdef int failed = 0
+        if self.group.size == 0:
+            failed = put_u8(&self.group, FrameKind.FRAME_CHANGES)
+        failed |= put_varint(&self.group, before.size + length_size + self.large.size + behind.size)
+        failed |= put_bytes(&self.group, before.data, before.size) | put_bytes(&self.group, length, length_size)
+        failed |= self.group_put(self.large) | put_bytes(&self.group, behind.data, behind.size)
+        self.large.size = 0
+        if failed:
+            return self._fail(Status.ERR_MEMORY)
+        return Status.OK if self.grouping else self.log_group()
+
+    cdef int group_put(self, Slice bytes) noexcept nogil:
+        cdef size_t capacity
+        cdef void* grown
+        if bytes.size < LARGE_VALUE or (self.grouping and not self.values_stay):
+            return put_bytes(&self.group, bytes.data, bytes.size)
+        if self.borrowed_count == self.borrowed_capacity:
+            capacity = self.borrowed_capacity * 2 if self.borrowed_capacity else 8
+            grown = realloc(self.borrowed, capacity * sizeof(Borrowed))
+            if grown == NULL:
+                return Status.ERR_MEMORY
+            self.borrowed = <Borrowed*>grown
+            grown = realloc(self.frame, (2 * capacity + 1) * sizeof(Slice))
+            if grown == NULL:
+                return Status.ERR_MEMORY
+            self.frame = <Slice*>grown
+            self.borrowed_capacity = capacity
+        self.borrowed[self.borrowed_count].at = self.group.size
+        self.borrowed[self.borrowed_count].bytes = bytes
+        self.borrowed_count += 1
+        self.borrowed_bytes += bytes.size
+        return Status.OK
+
+    cdef void drop_group(self) noexcept nogil:
+        self.group.size = 0
+        self.borrowed_count = 0
+        self.borrowed_bytes = 0
+        self.values_stay = False
 
     cdef int log_group(self) noexcept nogil:
+        cdef size_t at = 0
+        cdef size_t i
         cdef int status
         if self.group.size == 0:
             return Status.OK
-        status = self.wal.append(buffer_slice(&self.group))
-        self.group.size = 0
+        if self.borrowed_count == 0:
+            status = self.wal.append(buffer_slice(&self.group))
+            self.group.size = 0
+            return self._logged(status)
+        for i in range(self.borrowed_count):
+            self.frame[2 * i] = slice_of(self.group.data + at, self.borrowed[i].at - at)
+            self.frame[2 * i + 1] = self.borrowed[i].bytes
+            at = self.borrowed[i].at
+        self.frame[2 * self.borrowed_count] = slice_of(self.group.data + at, self.group.size - at)
+        status = self.wal.append_parts(self.frame, 2 * self.borrowed_count + 1)
+        self.drop_group()
         return self._logged(status)
 
     cdef int _logged(self, int status) noexcept nogil:
@@ -315,6 +393,8 @@ cdef class Keyspace(ElementStore):
                     if not self.head.has_register or dot_compare(self.head.dot, part.over) <= 0:
                         status = join_register(&self.head, part.over, True, part.value, part.over)
                 else:
+                    if self.large.size and change.body.data == self.delta.data:
+                        part.value = self.large
                     status = join_register(
                         &self.head, change.dot, part.flags & REGISTER_TOMBSTONE, part.value, part.over
                     )
@@ -411,10 +491,19 @@ cdef class Keyspace(ElementStore):
         cdef int status
         cdef int kind = head_kind(&self.head)
         cdef int64_t deadline
+        cdef Slice value = self.head.value
         self.encoded.size = 0
-        if head_encode(&self.head, &self.encoded) < 0:
-            return Status.ERR_MEMORY
-        status = self.lsm.put(buffer_slice(&self.key), buffer_slice(&self.encoded))
+        if value.size >= LARGE_VALUE:
+            # It stands at the end of an encoded head, and needn't be copied to there first.
+            self.head.value.size = 0
+        status = head_encode(&self.head, &self.encoded)
+        self.head.value.size = value.size
+        if status < 0:
+            return status
+        if value.size >= LARGE_VALUE:
+            status = self.lsm.put_parts(buffer_slice(&self.key), buffer_slice(&self.encoded), value)
+        else:
+            status = self.lsm.put(buffer_slice(&self.key), buffer_slice(&self.encoded))
         if status < 0 or self.key.data[0] != SPACE_USER:
             return status
         leaf_replace(self.leaves, place, item, head_item(&self.head, place))

@@ -75,6 +75,7 @@ cdef class Lsm:
     cdef uint64_t prefetch(self, Slice key) noexcept nogil
     cdef void prefetch_entry(self, uint64_t key_hash) noexcept nogil
     cdef int put(self, Slice key, Slice value) noexcept nogil
+    cdef int put_parts(self, Slice key, Slice head, Slice tail) noexcept nogil      # see memtable_put_parts
     cdef int remove(self, Slice key) noexcept nogil
 
     # Iterators see puts and removes that happen while they are open (in key order, ahead of them);

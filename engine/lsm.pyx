@@ -17,7 +17,7 @@ from everwrite.files cimport Files
 from everwrite.hashing cimport hash64
 from everwrite.memtable cimport (
     Entry, Memtable, entry_removed, entry_value, memtable_find, memtable_new, memtable_prefetch_entry,
-    memtable_prefetch_slot, memtable_put, memtable_remove,
+    memtable_prefetch_slot, memtable_put, memtable_put_parts, memtable_remove,
 )
 from everwrite.merge_iterator cimport (
     Merge, merge_add_memtable, merge_add_table, merge_free, merge_init, merge_key, merge_next, merge_previous,
@@ -312,6 +312,12 @@ cdef class Lsm:
         cdef int status = memtable_put(self.active, hash64(key, self.seed), key, value)
         if status == Status.OK:
             self.bytes_put += key.size + value.size
+        return status
+
+    cdef int put_parts(self, Slice key, Slice head, Slice tail) noexcept nogil:
+        cdef int status = memtable_put_parts(self.active, hash64(key, self.seed), key, head, tail)
+        if status == Status.OK:
+            self.bytes_put += key.size + head.size + tail.size
         return status
 
     cdef int remove(self, Slice key) noexcept nogil:

@@ -26,6 +26,7 @@ cdef enum:
     ENTRY_REMOVED = 0x80000000
     ENTRY_EXTERNAL = 0x40000000        # the value lies in memory of its own: see ExternalValue
     KEY_SIZE_LIMIT = 132000      # a key and an element of 65,536 bytes each, and what joins them
+    LARGE_VALUE = 64 << 10       # from here on a value isn't copied but to where it stays
     VALUE_SIZE_LIMIT = 512 << 20       # a field that several regions wrote at once, 64 MiB each
 
 
@@ -124,6 +125,8 @@ cdef void memtable_prefetch_entry(Memtable* t, uint64_t key_hash) noexcept nogil
 cdef int memtable_put(Memtable* t, uint64_t key_hash, Slice key, Slice value) noexcept nogil
 # The same for a caller that has looked it up: `e` is what memtable_find answered. Key and value within the limits.
 cdef int memtable_put_at(Memtable* t, Entry* e, uint64_t key_hash, Slice key, Slice value) noexcept nogil
+# The same for a value over LARGE_VALUE that comes in two parts, of which only `tail` may lie in the value before.
+cdef int memtable_put_parts(Memtable* t, uint64_t key_hash, Slice key, Slice head, Slice tail) noexcept nogil
 cdef int memtable_remove(Memtable* t, uint64_t key_hash, Slice key) noexcept nogil
 # Make an entry of this table what it was: removed, or with an old value. ERR_MEMORY: nothing has changed.
 cdef int memtable_restore(Memtable* t, Entry* e, bint removed, Slice value) noexcept nogil

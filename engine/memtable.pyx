@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 
-from everwrite.coding cimport Slice
+from everwrite.coding cimport Slice, slice_of
 from everwrite.memtable_order cimport order_free
 from everwrite.pins cimport counted_init
 from everwrite.prefetch cimport prefetch_line
@@ -184,14 +184,17 @@ cdef void _external_free(Memtable* t, Entry* e) noexcept nogil:
     e.key_flags &= ~<uint32_t>ENTRY_EXTERNAL
 
 
-cdef int _external_make(Slice value, ExternalValue* external) noexcept nogil:
-    """A copy of the value in memory of its own, with room to grow."""
-    cdef size_t room = value.size // 8
-    external.capacity = (value.size + (room if room < EXTERNAL_ROOM else EXTERNAL_ROOM) + 15) & ~<uint64_t>15
+cdef int _external_make(Slice value, Slice tail, ExternalValue* external) noexcept nogil:
+    """A copy of the value, and its tail, in memory of its own, with room to grow."""
+    cdef size_t size = value.size + tail.size
+    cdef size_t room = size // 8
+    external.capacity = (size + (room if room < EXTERNAL_ROOM else EXTERNAL_ROOM) + 15) & ~<uint64_t>15
     external.data = <uint8_t*>malloc(external.capacity)
     if external.data == NULL:
         return Status.ERR_MEMORY
     memcpy(external.data, value.data, value.size)
+    if tail.size:
+        memcpy(external.data + value.size, tail.data, tail.size)
     return Status.OK
 
 
@@ -202,15 +205,30 @@ cdef void _external_attach(Memtable* t, Entry* e, const ExternalValue* external,
     t.memory += external.capacity + MALLOC_OVERHEAD
 
 
-cdef int _store_external(Memtable* t, Entry* e, Slice value) noexcept nogil:
+cdef int _store_external(Memtable* t, Entry* e, Slice value, Slice tail) noexcept nogil:
     """Copy the value before what it replaces is freed, for it may lie in that."""
     cdef ExternalValue external
-    if _external_make(value, &external) < 0:
+    if _external_make(value, tail, &external) < 0:
         return Status.ERR_MEMORY
     if e.key_flags & ENTRY_EXTERNAL:
         _external_free(t, e)
-    _external_attach(t, e, &external, value.size)
+    _external_attach(t, e, &external, value.size + tail.size)
     return Status.OK
+
+
+cdef int _store_parts(Memtable* t, Entry* e, Slice head, Slice tail) noexcept nogil:
+    """Give an entry a large value that comes in two parts, in place when it fits."""
+    cdef ExternalValue external
+    cdef size_t size = head.size + tail.size
+    if e.key_flags & ENTRY_EXTERNAL:
+        memcpy(&external, _value_place(e), sizeof(ExternalValue))
+        if size <= external.capacity and size >= external.capacity // 4:
+            # The tail may stand here already, a few bytes away.
+            memmove(external.data + head.size, tail.data, tail.size)
+            memcpy(external.data, head.data, head.size)
+            e.value_size = <uint32_t>size
+            return Status.OK
+    return _store_external(t, e, head, tail)
 
 
 cdef int _store_value(Memtable* t, Entry* e, Slice value) noexcept nogil:
@@ -221,7 +239,7 @@ cdef int _store_value(Memtable* t, Entry* e, Slice value) noexcept nogil:
         if value.size <= e.inline_capacity:
             if value.size:
                 memmove(place, value.data, value.size)
-        elif _store_external(t, e, value) < 0:
+        elif _store_external(t, e, value, slice_of(NULL, 0)) < 0:
             return Status.ERR_MEMORY
     else:
         memcpy(&external, place, sizeof(ExternalValue))
@@ -233,7 +251,7 @@ cdef int _store_value(Memtable* t, Entry* e, Slice value) noexcept nogil:
             e.key_flags &= ~<uint32_t>ENTRY_EXTERNAL
         elif value.size <= external.capacity and value.size >= external.capacity // 4:
             memmove(external.data, value.data, value.size)
-        elif _store_external(t, e, value) < 0:
+        elif _store_external(t, e, value, slice_of(NULL, 0)) < 0:
             return Status.ERR_MEMORY
     e.value_size = <uint32_t>value.size
     return Status.OK
@@ -421,23 +439,24 @@ cdef inline size_t _slack(size_t value_size) noexcept nogil:
     return value_size + value_size // 16 + sizeof(ExternalValue)
 
 
-cdef int _put_new(Memtable* t, uint64_t key_hash, Slice key, Slice value) noexcept nogil:
+cdef int _put_new(Memtable* t, uint64_t key_hash, Slice key, Slice value, Slice tail) noexcept nogil:
+    cdef size_t size = value.size + tail.size
     cdef ExternalValue external
     cdef Entry* e
     external.data = NULL
     # An entry in the index is there for good, so whatever can fail comes first.
     if t.undo != NULL and undo_reserve(t.undo) < 0:
         return Status.ERR_MEMORY
-    if value.size > INLINE_LIMIT and _external_make(value, &external) < 0:
+    if size > INLINE_LIMIT and _external_make(value, tail, &external) < 0:
         return Status.ERR_MEMORY
-    e = _insert(t, key_hash, key, _slack(value.size))
+    e = _insert(t, key_hash, key, _slack(size))
     if e == NULL:
         free(external.data)
         return Status.ERR_MEMORY
     if t.undo != NULL:
         undo_missing(t.undo, e)
     if external.data != NULL:
-        _external_attach(t, e, &external, value.size)
+        _external_attach(t, e, &external, size)
         return Status.OK
     return _store_value(t, e, value)
 
@@ -446,12 +465,16 @@ cdef inline int _note(Memtable* t, Entry* e) noexcept nogil:
     return Status.OK if t.undo == NULL else undo_present(t.undo, e, entry_removed(e), entry_value(e))
 
 
-cdef int _set_value(Memtable* t, Entry* e, Slice value) noexcept nogil:
-    if _store_value(t, e, value) < 0:
-        return Status.ERR_MEMORY
+cdef inline void _set_present(Memtable* t, Entry* e) noexcept nogil:
     if e.key_flags & ENTRY_REMOVED:
         e.key_flags &= ~<uint32_t>ENTRY_REMOVED
         t.removed -= 1
+
+
+cdef int _set_value(Memtable* t, Entry* e, Slice value) noexcept nogil:
+    if _store_value(t, e, value) < 0:
+        return Status.ERR_MEMORY
+    _set_present(t, e)
     return Status.OK
 
 
@@ -473,10 +496,23 @@ cdef int memtable_put(Memtable* t, uint64_t key_hash, Slice key, Slice value) no
 
 cdef int memtable_put_at(Memtable* t, Entry* e, uint64_t key_hash, Slice key, Slice value) noexcept nogil:
     if e == NULL:
-        return _put_new(t, key_hash, key, value)
+        return _put_new(t, key_hash, key, value, slice_of(NULL, 0))
     if _note(t, e) < 0:
         return Status.ERR_MEMORY
     return _set_value(t, e, value)
+
+
+cdef int memtable_put_parts(Memtable* t, uint64_t key_hash, Slice key, Slice head, Slice tail) noexcept nogil:
+    cdef Entry* e
+    if key.size > KEY_SIZE_LIMIT or head.size + tail.size > VALUE_SIZE_LIMIT:
+        return Status.ERR_TOO_LARGE
+    e = memtable_find(t, key_hash, key)
+    if e == NULL:
+        return _put_new(t, key_hash, key, head, tail)
+    if _note(t, e) < 0 or _store_parts(t, e, head, tail) < 0:
+        return Status.ERR_MEMORY
+    _set_present(t, e)
+    return Status.OK
 
 
 cdef int memtable_remove(Memtable* t, uint64_t key_hash, Slice key) noexcept nogil:

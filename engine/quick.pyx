@@ -211,7 +211,7 @@ cdef class QuickKeyspace(TypedKeyspace):
         cdef uint8_t* at
         cdef int status
         # What other stores could not take in one batch must not get into the log.
-        if group.size + size > GROUP_BYTES_LIMIT:
+        if group.size + self.borrowed_bytes + size > GROUP_BYTES_LIMIT:
             return Status.ERR_TOO_LARGE
         # What can fail comes first.
         if buffer_reserve(group, size + 8) < 0:

@@ -138,6 +138,7 @@ cdef void run_mset(Store store, Call* call) noexcept nogil:
         reply_error(call.reply, b"ERR wrong number of arguments for 'mset' command")
         return
     store.batch_begin()
+    store.values_stay = True
     for i in range(1, call.count, 2):
         status = store.op_set(call.args[i], call.args[i + 1], 0, 0, &old, &found)
         if status < 0:
