@@ -32,8 +32,8 @@ cdef struct Resident:
 cdef class BlockCache:
     # CLOCK (Corbato 1968) over a ring of blocks, which tables reach by their slots. A pinned block that is evicted
     # lives on until its pin is released. Where a table is mapped, a data block that isn't compressed is read in the
-    # mapping once the cache has pushed it out: checked already, and of the system's memory. The copies in the cache
-    # are for speed: the cache has large pages.
+    # mapping before it is in the cache and after it was pushed out: checked once, in the system's memory. What is
+    # looked up often is copied into the cache for speed: that has large pages.
     # Thread safety: serialised by the caller, together with all use of the slots of its tables.
     # Invariant: `bytes` is at most `limit` after each call, or there are no blocks.
     cdef Files files

@@ -145,22 +145,29 @@ cdef class BlockCache:
         return self._read(table, number, out)
 
     cdef int _load_mapped(self, Table* table, size_t number, BlockView* out) noexcept nogil:
+        """Check a data block where it lies, once and for all; unpack it when it is compressed. When it was checked
+        before, copy it into the cache."""
         cdef uint64_t offset = table.offsets[number]
         cdef size_t size = table.offsets[number + 1] - offset
         cdef const uint8_t* stored = table.mapped + offset
+        cdef bint checked = view_slot(table, number, out)
+        # Of a large block a copy is of no use, nor where it would be let go of at once.
+        cdef bint stays = size > BLOCK_TARGET + BLOCK_TRAILER or block_weight(size) > self.limit // 4
         cdef Block* block
         cdef int status
+        if checked and stays:
+            counted_hold(out.holder)
+            return Status.OK
         if not self.cached_only:
-            # A block lies on two pages or more: the device fetches them at once.
-            self.files.will_need(table.mapping, offset, size)
+            if not checked:
+                # A block lies on two pages or more: the device fetches them at once.
+                self.files.will_need(table.mapping, offset, size)
         elif size > 2 * BLOCK_TARGET or not self.files.is_resident(table.mapping, offset, size):
             return Status.WOULD_BLOCK
-        # Of a large block a copy is of no use, nor where it would be let go of at once.
-        if stored[size - BLOCK_TRAILER] == BLOCK_STORED and (
-            size > BLOCK_TARGET + BLOCK_TRAILER or block_weight(size) > self.limit // 4
-        ):
+        if stored[size - BLOCK_TRAILER] == BLOCK_STORED and not checked:
             return self.check_mapped(table, number, out)
-        self.misses += 1
+        self.misses += not checked
+        self.hits += checked
         status = self.unpack(table, number, stored, &block)
         if status == Status.OK:
             block_view(block, out)

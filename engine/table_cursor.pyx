@@ -140,7 +140,7 @@ cdef int _stand_in_ahead(TableCursor* c, BlockCache cache, size_t number) noexce
         stored = table.mapped + offset
         if cache.cached_only and not cache.files.is_resident(table.mapping, offset, size):
             return Status.WOULD_BLOCK
-        if stored[size - BLOCK_TRAILER] == BLOCK_STORED and not cache.has_room():
+        if stored[size - BLOCK_TRAILER] == BLOCK_STORED:
             status = cache.check_mapped(table, number, &view)
             if status == Status.OK:
                 _stand_in(c, &view)

@@ -63,6 +63,10 @@ from everwrite.table_format cimport (
     slot_use,
     view_slot,
 )
+cdef enum:
+    COPY_ONE_OF = 8 - 1                # keys, masks
+    PUSH_ONE_OF = 512 - 1
+
 
 # ---- opening ----
 
@@ -323,8 +327,19 @@ cdef int entry_at(Table* table, const BlockView* view, uint64_t location, TableE
     return Status.OK
 
 
+cdef inline bint _wants_copy(BlockCache cache, uint64_t fraction) noexcept nogil:
+    """Whether a lookup in a mapping is one of the few that copy their block into the cache.
+
+    A part of the keys, by their hashes: most blocks have some, and the more often a block is read, the sooner one of
+    them. Fewer do where another block must go for it.
+    """
+    cdef uint64_t drawn = fraction >> 32
+    return drawn & COPY_ONE_OF == 0 and (cache.has_room() or drawn & PUSH_ONE_OF == 0)
+
+
 cdef int _look(
-    Table* table, BlockCache cache, Block* page, bint* held, Slice key, uint64_t location, Counted** out, Slice* value
+    Table* table, BlockCache cache, Block* page, bint* held, Slice key, uint64_t fraction, uint64_t location,
+    Counted** out, Slice* value
 ) noexcept nogil:
     """Whether the entry at a place is the key's. With TABLE_FOUND, *out has one reference."""
     cdef uint64_t number = location >> OFFSET_BITS
@@ -334,7 +349,11 @@ cdef int _look(
     cdef bint fresh = False
     if number >= table.block_count:
         return fault_corrupt(table.path, table.offsets[table.block_count], "the index names a block beyond the last")
-    if cache.bypass or not view_slot(table, number, &view):
+    if (
+        cache.bypass
+        or not view_slot(table, number, &view)
+        or (view.holder == <Counted*>table.mapping and _wants_copy(cache, fraction))
+    ):
         # What is loaded may push the page out, where the search may have to go on.
         if not held[0]:
             counted_hold(&page.counted)
@@ -384,7 +403,7 @@ cdef int _search_page(
             packed = packed_entry(line, table.line_entries, bits, lowest_bit(candidates))
             candidates &= candidates - 1
             if packed & 15 == lower:
-                status = _look(table, cache, page, held, key, packed >> 4, holder, value)
+                status = _look(table, cache, page, held, key, fraction, packed >> 4, holder, value)
                 if status != TABLE_ABSENT:
                     return status
         spill = line[1]

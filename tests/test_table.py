@@ -216,6 +216,18 @@ def test_data_larger_than_the_cache_reads_the_same(tmp_path: Path, mapped: bool)
         assert (about["cache_misses"] > 5_000) == (about["mapped_bytes"] == 0)
 
 
+def test_what_is_looked_up_often_is_copied_into_the_cache(mapped: bool) -> None:
+    entries = random_entries(5_000, 19)
+    lsm = Lsm(store(entries), "lsm", block_cache_bytes=1 << 30)
+    assert list(lsm.items()) == sorted(entries.items())
+    assert (lsm.statistics()["cache_bytes"] == 0) == mapped
+    for _ in range(2):
+        for key, value in entries.items():
+            assert lsm[key] == value
+    about = lsm.statistics()
+    assert about["cache_bytes"] > about["table_bytes"] * 9 // 10
+
+
 def test_a_file_that_was_cut_is_no_reason_to_die(tmp_path: Path, mapped: bool) -> None:
     # Loads behind the end of a mapped file end the process.
     options = {"durability": "os", "background": False, "mapped_reads": mapped}
