@@ -37,7 +37,6 @@ _open_stores = weakref.WeakSet()
 cdef enum Tuning:
     CLOCK_AHEAD_MS = 20000       # how far ahead the clock's bound is persisted
     SYNC_INTERVAL_MS = 1000      # durability `interval`
-    MEMTABLE_LEAST = 4096        # bytes: below, a file would be written for every few keys
     PROBE_BYTES = 1 << 16        # of room in the log, before a disk no longer counts as full
     INDEX_EVERY = 1 << 20        # bytes of log between two entries of the position index
     FROZEN_MAX = 2               # full memory tables that are frozen before writers wait for the flush
@@ -74,7 +73,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
         self.sync_always = durability == "always"
         self.files = PosixFiles() if files is None else files
         self.log_keep_bytes = size_of("log_keep_bytes", log_keep_bytes, 0)
-        self.memtable_bytes = size_of("memtable_bytes", memtable_bytes, Tuning.MEMTABLE_LEAST)
+        self.memtable_bytes = size_of("memtable_bytes", memtable_bytes, 1)
         block_cache_bytes = size_of("block_cache_bytes", block_cache_bytes, 0)
         self.clock = HybridClock(max_clock_drift_ms)
         self.clock.manual_ms = now_ms
