@@ -183,6 +183,10 @@ cdef int change_check(const Change* change) noexcept nogil:
                 status = Status.ERR_DECODE
             elif first:
                 status = head_decode(&head, part.value)
+                for i in range(<size_t>head.collection_count):
+                    # An index of another store is not here.
+                    if head.collections[i].levels:
+                        status = Status.ERR_DECODE
             elif part.tag != PartTag.PART_ELEMENT_STATE:
                 status = Status.ERR_DECODE
             elif last_kind and (

@@ -107,6 +107,13 @@ cdef inline void store_u32(uint8_t* at, uint32_t value) noexcept nogil:
     at[3] = (value >> 24) & 0xff
 
 
+cdef inline void store_u32_big(uint8_t* at, uint32_t value) noexcept nogil:
+    at[0] = value >> 24
+    at[1] = (value >> 16) & 0xff
+    at[2] = (value >> 8) & 0xff
+    at[3] = value & 0xff
+
+
 cdef inline uint32_t load_u32(const uint8_t* at) noexcept nogil:
     return <uint32_t>at[0] | (<uint32_t>at[1] << 8) | (<uint32_t>at[2] << 16) | (<uint32_t>at[3] << 24)
 

@@ -265,7 +265,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
         try:
             if served and self.failure is None:
                 self._check(_uncertain(self._write_log(True)))
-                if self.wal.end - self._flushed_position() > Tuning.INDEX_EVERY:
+                if self.wal.end - self._flushed_position() > Tuning.INDEX_EVERY or self.ranks_unlogged:
                     self._freeze()
                 # Without space all is in the log still, and the next open takes it from there.
                 self._attempt(NO_SPACE_TO_FLUSH, self._flush_frozen)
@@ -462,6 +462,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
             self.log_index.append((self.wal.end, vector_dict(&self.applied)))
             self.lsm.freeze(self._checkpoint(self.wal.end))
             self.frozen_at = self.wal.end
+            self.ranks_unlogged = False
         finally:
             self.unlock()
 
@@ -536,9 +537,13 @@ cdef class DurableKeyspace(RefusingKeyspace):
                 self._check(status)
                 self.durable_vector = held
         self._note_position()
-        if self.wal.end - self.frozen_at > 2 * self.memtable_bytes or self.lsm.set_aside > SET_ASIDE_MAX:
+        if (
+            self.wal.end - self.frozen_at > 2 * self.memtable_bytes
+            or self.lsm.set_aside > SET_ASIDE_MAX
+            or self.ranks_unlogged
+        ):
             # Overwrites don't grow the memory table, but the log that a restart would have to replay.
-            # Each read looks into all frozen tables.
+            # Each read looks into all frozen tables. An index of ranks is in no log.
             self._freeze()
         self._attempt(NO_SPACE_TO_FLUSH, self._flush_frozen)
         if self.thread is None:

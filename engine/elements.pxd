@@ -43,4 +43,5 @@ cdef class ElementStore:
     cdef int merge_element(self, int kind, bint present, const Seen* seen) noexcept nogil
     cdef int sweep_kinds(self, int mask, const Seen* seen, const Slice* parts) noexcept nogil
     cdef int _sweep(self, int kind, const Seen* seen, const Slice* parts) noexcept nogil
+    cdef int _encode_shared_head(self) noexcept nogil
     cdef int _next_of_kind(self, Reader* r, int kind, Part* part) noexcept nogil

@@ -23,6 +23,7 @@ from everwrite.digest cimport element_item, no_sum, sum_add, sum_subtract
 from everwrite.join cimport CHANGED, CONFLICT, Seen, join_element
 from everwrite.lsm cimport LsmIterator, pin_init, pin_release
 from everwrite.state cimport (
+    ELEMENT_KIND_COUNT,
     Collection,
     Kind,
     Sum,
@@ -104,8 +105,7 @@ cdef class ElementStore:
         cdef int kind
         cdef int i
         failed = put_change(into, CHANGE_FULL_STATE, dot, 0, buffer_slice(&self.key))
-        self.encoded.size = 0
-        failed |= head_encode(&self.head, &self.encoded)
+        failed |= self._encode_shared_head()
         failed |= put_u8(into, PART_HEAD) | put_slice(into, buffer_slice(&self.encoded))
         if failed:
             return Status.ERR_MEMORY
@@ -124,6 +124,20 @@ cdef class ElementStore:
             if status < 0:
                 return status
         return Status.OK
+
+    cdef int _encode_shared_head(self) noexcept nogil:
+        """The head for other stores, into `encoded`: without what it says of local indexes."""
+        cdef int levels[ELEMENT_KIND_COUNT]
+        cdef int failed
+        cdef int i
+        for i in range(self.head.collection_count):
+            levels[i] = self.head.collections[i].levels
+            self.head.collections[i].levels = 0
+        self.encoded.size = 0
+        failed = head_encode(&self.head, &self.encoded)
+        for i in range(self.head.collection_count):
+            self.head.collections[i].levels = levels[i]
+        return failed
 
     # ---- joining ----
 

@@ -13,32 +13,42 @@ from everwrite.coding cimport (
     Slice,
     buffer_free,
     buffer_init,
+    buffer_slice,
     get_slice,
     get_u8,
     get_u64,
     get_varint,
+    load_u64,
     put_bytes,
+    put_u8,
     reader_left,
     reader_of,
+    slice_compare,
+    slice_equal,
     slice_of,
 )
 from everwrite.frozen cimport FrozenStore
 from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_STATE
 from everwrite.lsm cimport LsmIterator
+from everwrite.ranks cimport SPAN_MAX
 from everwrite.scores cimport element_score, sortable
 from everwrite.state cimport (
     KIND_SORTED_SET,
     SPACE_ELEMENT,
     SPACE_EXPIRY,
     SPACE_ORDER,
+    SPACE_RANK,
     SPACE_SYSTEM,
     SPACE_USER,
+    Collection,
     Element,
     Head,
+    collection_key,
     element_counts,
     element_decode,
     element_free,
     element_init,
+    element_key,
     element_live,
     head_count,
     head_deadline,
@@ -68,8 +78,10 @@ cdef enum Fault:
     STRAY_DEADLINE = 7
     UNKNOWN_SPACE = 8
     STRAY_ORDER = 9
+    WRONG_RANKS = 10
 
 _FAULTS = {
+    WRONG_RANKS: "the index of its ranks counts other elements than there are",
     BAD_HEAD: "its head can't be decoded",
     BAD_ELEMENT: "an element of it can't be decoded",
     BAD_KEY: "an entry's key is malformed",
@@ -80,6 +92,126 @@ _FAULTS = {
     UNKNOWN_SPACE: "an entry of an unknown kind",
     STRAY_ORDER: "the order of its members names one that it doesn't have, or another score",
 }
+
+
+cdef class _Level:
+    """A level of an index of ranks beside the level below it (below the first, the elements), span by span."""
+
+    cdef FrozenStore store
+    cdef LsmIterator* it              # on the next step of the level below
+    cdef int standing
+    cdef Buffer prefix                # of the level's entries; empty: of none
+    cdef Buffer below                 # ... and of those of the level below
+    cdef size_t key_size
+    cdef int number
+    cdef int highest                  # as the head says
+    cdef uint64_t spans
+    cdef uint64_t count               # that the span says it has which is being checked
+    cdef bint wrong
+
+    def __cinit__(self, FrozenStore store not None):
+        self.store = store
+        buffer_init(&self.prefix)
+        buffer_init(&self.below)
+
+    def __dealloc__(self):
+        buffer_free(&self.prefix)
+        buffer_free(&self.below)
+
+    cdef bint holds(self, Slice key) noexcept nogil:
+        return (
+            self.prefix.size != 0
+            and key.size >= self.prefix.size
+            and memcmp(key.data, self.prefix.data, self.prefix.size) == 0
+        )
+
+    cdef int begin(self, Slice entry, size_t key_size) noexcept nogil:
+        cdef Slice key = slice_of(entry.data + 5, key_size)
+        cdef int kind = entry.data[key_size + 5]
+        cdef const Collection* held
+        cdef int failed
+        cdef int status = self.store.load(SPACE_USER, key)
+        if status < 0:
+            return status
+        held = head_find(&self.store.head, kind) if status == 1 else NULL
+        self.key_size = key_size
+        self.number = entry.data[key_size + 6]
+        self.highest = 0 if held == NULL else held.levels
+        self.spans = 0
+        self.wrong = self.number > self.highest
+        self.prefix.size = 0
+        failed = put_bytes(&self.prefix, entry.data, key_size + 7)
+        if self.number > 1:
+            self.below.size = 0
+            failed |= put_bytes(&self.below, entry.data, key_size + 6) | put_u8(&self.below, <uint8_t>(self.number - 1))
+        elif kind == KIND_SORTED_SET:
+            failed |= collection_key(&self.below, SPACE_ORDER, key)
+        else:
+            failed |= element_key(&self.below, key, kind, slice_of(NULL, 0))
+        if self.it == NULL:
+            self.it = self.store.lsm.iterator()
+        if failed or self.it == NULL:
+            return Status.ERR_MEMORY
+        self.standing = self.store.lsm.seek(self.it, buffer_slice(&self.below))
+        return self.standing if self.standing < 0 else Status.OK
+
+    cdef bint step(self, Slice* place) noexcept nogil:
+        """Where the next step of the level below lies; False when there are no more."""
+        cdef Slice key
+        if self.standing != 1:
+            return False
+        key = self.store.lsm.key(self.it)
+        if key.size < self.below.size or memcmp(key.data, self.below.data, self.below.size) != 0:
+            return False
+        place[0] = slice_of(key.data + self.below.size, key.size - self.below.size)
+        return True
+
+    cdef int measure(self, const Slice* end) noexcept nogil:
+        """Pass the steps of the span that is being checked: `end` is where the next one begins, NULL: nowhere."""
+        cdef uint64_t steps = 0
+        cdef uint64_t count = 0
+        cdef Slice place
+        cdef Slice value
+        while self.step(&place) and (end == NULL or slice_compare(place, end[0]) < 0):
+            steps += 1
+            value = self.store.lsm.value(self.it)
+            # Damaged counts are blamed where their own level is checked.
+            count += 1 if self.number == 1 else (load_u64(value.data) if value.size == 8 else 0)
+            self.standing = self.store.lsm.next(self.it)
+        if self.standing < 0:
+            return self.standing
+        if count != self.count or steps > SPAN_MAX:
+            self.wrong = True
+        if self.number > 1 and end != NULL and not (self.step(&place) and slice_equal(place, end[0])):
+            self.wrong = True
+        return Status.OK
+
+    cdef int go_on(self, Slice place, uint64_t count) noexcept nogil:
+        """To the next span, which begins at the place and says that it has so many elements."""
+        cdef int status = Status.OK
+        if self.spans:
+            status = self.measure(&place)
+        elif place.size:
+            self.wrong = True
+        self.spans += 1
+        self.count = count
+        return status
+
+    cdef int end(self) noexcept nogil:
+        cdef int status
+        if self.prefix.size == 0:
+            return Status.OK
+        status = self.measure(NULL)
+        if self.number == self.highest and self.spans > SPAN_MAX:
+            self.wrong = True
+        # The key is still named when it is blamed.
+        self.prefix.size = 0
+        return status
+
+    cdef void close(self) noexcept nogil:
+        if self.it != NULL:
+            self.store.lsm.iterator_free(self.it)
+        self.it = NULL
 
 
 cdef class _Census:
@@ -101,10 +233,14 @@ cdef class _Census:
     cdef uint64_t live                # ... and by the elements
     cdef uint64_t members             # of sorted sets
     cdef uint64_t ordered             # ... and by the index of their order
+    cdef uint64_t claimed_levels      # of indexes of ranks, by the heads
+    cdef uint64_t levels              # ... and by the entries
+    cdef _Level level                 # the one that is being checked
 
     def __cinit__(self, FrozenStore store not None):
         self.store = store
         self.faults = []
+        self.level = _Level(store)
         head_init(&self.head)
         element_init(&self.element)
         buffer_init(&self.group)
@@ -127,6 +263,7 @@ cdef class _Census:
             return Status.OK
         for i in range(self.head.collection_count):
             self.claimed += self.head.collections[i].count
+            self.claimed_levels += self.head.collections[i].levels
         if key.data[0] == SPACE_USER and head_kind(&self.head):
             self.keys += 1
             self.deadlines += head_deadline(&self.head) != 0
@@ -207,6 +344,33 @@ cdef class _Census:
             self.blame(name, Fault.STRAY_ORDER)
         return status if status < 0 else Status.OK
 
+    cdef int check_span(self, Slice key, Slice value) noexcept nogil:
+        """An entry of an index of ranks: does the span before it hold what it says?"""
+        cdef size_t size
+        cdef int status
+        if key.size < 7:
+            self.blame(key, Fault.BAD_KEY)
+            return Status.OK
+        size = <size_t>key.data[1] << 24 | <size_t>key.data[2] << 16 | <size_t>key.data[3] << 8 | key.data[4]
+        if size + 7 > key.size or key.data[size + 6] == 0 or value.size != 8:
+            self.blame(key, Fault.BAD_KEY)
+            return Status.OK
+        if not self.level.holds(key):
+            status = self.end_level()
+            if status == Status.OK:
+                status = self.level.begin(key, size)
+            if status < 0:
+                return status
+            self.levels += 1
+        return self.level.go_on(slice_of(key.data + size + 7, key.size - size - 7), load_u64(value.data))
+
+    cdef int end_level(self) noexcept nogil:
+        cdef int status = self.level.end()
+        if self.level.wrong:
+            self.blame(slice_of(self.level.prefix.data + 5, self.level.key_size), Fault.WRONG_RANKS)
+            self.level.wrong = False
+        return status
+
     cdef int check_deadline(self, Slice key) noexcept nogil:
         cdef int64_t deadline = 0
         cdef Slice name
@@ -245,6 +409,8 @@ cdef class _Census:
             return self.check_deadline(key)
         if key.data[0] == SPACE_ORDER:
             return self.check_order(key)
+        if key.data[0] == SPACE_RANK:
+            return self.check_span(key, value)
         self.blame(key, Fault.UNKNOWN_SPACE)
         return Status.OK
 
@@ -260,6 +426,8 @@ cdef class _Census:
             status = self.store.lsm.next(self.it)
         if status == 0:
             checked = self.end_group()
+            if checked >= 0:
+                checked = self.end_level()
             if checked < 0:
                 return checked
         return status
@@ -285,6 +453,7 @@ cdef class _Census:
                 self.store.lock()
                 if self.it != NULL:
                     self.store.lsm.iterator_free(self.it)
+                self.level.close()
                 self.store.unlock()
         return 0
 
@@ -293,8 +462,8 @@ def check_entries(FrozenStore store not None):
     """Walk all entries: (faults as a list of words, entries seen, live keys seen).
 
     Checked: every entry can be decoded; elements belong to a head that lists their kind and counts them; the index
-    of deadlines and the order of sorted sets are exactly what heads and elements say; the number of live keys is what
-    the store counts. Raises CorruptionError when a table can't be read.
+    of deadlines, the order of sorted sets and the indexes of ranks are exactly what heads and elements say; the number
+    of live keys is what the store counts. Raises CorruptionError when a table can't be read.
     """
     cdef _Census census = _Census(store)
     census.walk()
@@ -304,6 +473,7 @@ def check_entries(FrozenStore store not None):
             ("entries of the index of deadlines", census.indexed_deadlines, census.deadlines),
             ("live elements", census.live, census.claimed),
             ("entries of the order of sorted sets", census.ordered, census.members),
+            ("levels of indexes of ranks", census.levels, census.claimed_levels),
         ):
             if found != counted:
                 census.faults.append(f"{what}: there are {found}, but {counted} are counted")

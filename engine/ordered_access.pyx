@@ -114,7 +114,7 @@ cdef list _members(
         edge = bytes_slice(after)
         behind = &edge
     with nogil:
-        status[0] = store.members_open(name, first, last, reverse, behind, &it)
+        status[0] = store.members_open(name, first, last, reverse, behind, False, &it)
     try:
         while status[0] == 1 and len(found) < limit:
             with nogil:

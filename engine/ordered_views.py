@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import ClassVar, Literal, SupportsIndex, overload
 
-from everwrite import access, ordered_access
+from everwrite import access, ordered_access, rank_access
 from everwrite.errors import OverflowError
 from everwrite.register_views import View
 from everwrite.store import Store
@@ -34,7 +33,8 @@ class SortedSet(View):
 
     A score is a float. Of scores set concurrently the newest shows; concurrent increments add up on top of it,
     each exactly once. A write that a remove hadn't seen survives it. Every operation takes time in proportion to
-    the logarithm of the number of members, and to what it returns.
+    the logarithm of the number of members, and to what it returns. The first one that asks for a rank or a count among
+    256 members or more makes an index: that one walks along all members.
 
     >>> import tempfile, everwrite
     >>> db = everwrite.open(tempfile.mkdtemp(), "os")
@@ -46,6 +46,8 @@ class SortedSet(View):
     [b'ann', b'bob', b'cyd']
     >>> board.range(minimum=31, reverse=True)
     [(b'cyd', 40.0), (b'bob', 32.5)]
+    >>> board.rank(b"cyd"), board.at(-1), board.count(minimum=31)
+    (2, (b'cyd', 40.0), 2)
     >>> board.pop_first()
     (b'ann', 30.0)
     >>> board[b"bob"], len(board), b"ann" in board
@@ -54,7 +56,7 @@ class SortedSet(View):
     """
 
     WRITES: ClassVar[tuple[str, ...]] = (
-        "add", "update", "increment", "discard", "remove", "pop_first", "pop_last", "clear",
+        "add", "update", "increment", "discard", "remove", "pop_first", "pop_last", "pop_at", "discard_ranks", "clear",
         "__setitem__", "__delitem__",
     )  # fmt: skip
 
@@ -159,6 +161,61 @@ class SortedSet(View):
     def last(self, limit: int = 1) -> list[tuple[bytes, float]]:
         """Up to `limit` members with the greatest scores, the greatest first."""
         return self.range(limit=limit, reverse=True)
+
+    # ---- by rank: how many members come before one ----
+
+    def rank(self, member: bytes) -> int | None:
+        """How many members come before this one; None when it isn't there. O(log n)."""
+        return rank_access.sorted_set_rank(self._store, self.key, _bytes(member))
+
+    def reverse_rank(self, member: bytes) -> int | None:
+        """How many members come behind this one; None when it isn't there. O(log n)."""
+        return rank_access.sorted_set_rank(self._store, self.key, _bytes(member), True)
+
+    def at(self, rank: int) -> tuple[bytes, float]:
+        """The member with this rank and its score; negative ranks count from the end, the last is -1. O(log n).
+
+        Raises IndexError when there is none.
+        """
+        found = rank_access.sorted_set_at(self._store, self.key, *_from_end(rank))
+        if found is None:
+            raise IndexError(f"sorted set {self.key!r} has no member with the rank {rank}")
+        return found
+
+    def ranks(
+        self, start: int | None = None, stop: int | None = None, step: int | None = None
+    ) -> list[tuple[bytes, float]]:
+        """The members with the ranks `[start:stop:step]` of a list and their scores, as one moment had them.
+
+        O(log n) and what it returns; with a step, up to 64 times that.
+        """
+        return rank_access.sorted_set_slice(self._store, self.key, slice(start, stop, step))
+
+    def count(self, minimum: float = -_INFINITY, maximum: float = _INFINITY) -> int:
+        """How many members have scores from `minimum` to `maximum` (both included). O(log n), however many they are.
+
+        Raises ValueError for a NaN.
+        """
+        if minimum != minimum or maximum != maximum:
+            raise ValueError("a bound of scores is NaN")
+        return rank_access.sorted_set_count(self._store, self.key, minimum, maximum)
+
+    def pop_at(self, rank: int) -> tuple[bytes, float]:
+        """Remove and return the member with this rank, counted as in `at`, and its score. O(log n).
+
+        Raises IndexError when there is none.
+        """
+        found = rank_access.sorted_set_pop_at(self._store, self.key, *_from_end(rank))
+        if found is None:
+            raise IndexError(f"sorted set {self.key!r} has no member with the rank {rank}")
+        return found
+
+    def discard_ranks(self, start: int | None = None, stop: int | None = None) -> int:
+        """Remove the members with the ranks `[start:stop]` of a list, together as one update; returns how many.
+
+        O(log n) for each of them.
+        """
+        return len(rank_access.sorted_set_slice(self._store, self.key, slice(start, stop), True))
 
     def pop_first(self) -> tuple[bytes, float]:
         """Remove and return the member with the smallest score; raises KeyError when there is none."""
@@ -301,7 +358,9 @@ class SequenceView(View, Sequence[bytes]):
     concurrently the newest shows; a write that a remove hadn't seen brings the item back.
 
     Positions stay short where items are appended or put in front, in runs or one by one, by however many stores;
-    they grow slowly at random places. Only splitting one and the same gap over and over makes them long: thousands of
+    they grow slowly at random places. Every operation takes time in proportion to the logarithm of the number of items,
+    for each item that it names or returns; the first one by index among 256 items or more, away from the ends, walks
+    along all items to make an index. Only splitting one and the same gap over and over makes them long: thousands of
     times, then the insert raises TooLargeError.
 
     >>> import tempfile, everwrite
@@ -335,21 +394,11 @@ class SequenceView(View, Sequence[bytes]):
     def __getitem__(self, index: slice[int | None, int | None, int | None]) -> list[bytes]: ...
     def __getitem__(self, index: int | slice[int | None, int | None, int | None]) -> bytes | list[bytes]:
         if isinstance(index, slice):
-            return [value for _, value in self._slice(index)]
+            return [value for _, value in rank_access.sequence_slice(self._store, self.key, index)]
         found = ordered_access.sequence_at(self._store, self.key, *_from_end(index))
         if found is None:
             raise IndexError(f"sequence {self.key!r} has no item {index}")
         return found[1]
-
-    def _slice(self, index: slice[int | None, int | None, int | None]) -> list[tuple[bytes, bytes]]:
-        size = len(self)
-        start, stop, step = index.indices(size)
-        if step < 0:
-            picked = list(islice(self.items(), max(stop + 1, 0), start + 1))
-            return picked[::-1][::-step]
-        if start >= stop:
-            return []
-        return list(islice(self.items(start), 0, stop - start, step))
 
     def __iter__(self) -> Iterator[bytes]:
         """The values in order. Writing meanwhile is allowed."""
@@ -464,7 +513,7 @@ class SequenceView(View, Sequence[bytes]):
 
     def __delitem__(self, index: int | slice[int | None, int | None, int | None]) -> None:
         if isinstance(index, slice):
-            self.discard(*(position for position, _ in self._slice(index)))
+            rank_access.sequence_slice(self._store, self.key, index, True)
         else:
             self.pop(index)
 

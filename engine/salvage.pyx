@@ -106,6 +106,8 @@ cdef class SalvageStore(StoreMapping):
 
     def __cinit__(self, *args, **kwargs):
         self.contexts = {}
+        # A part of an index may be lost, and whoever takes the states over makes his own.
+        self.ranks_off = True
 
     def feed(self, bytes payload not None):
         """Apply the frame of a log whose payload this is, as far as it can be.

@@ -38,7 +38,7 @@ cdef class SequencedKeyspace(BoundedKeyspace):
     cdef int items_open(self, Slice key, bint reverse, const Slice* edge, bint beyond, Items** it) noexcept nogil
     cdef int items_next(self, Items* it, Slice* position, Slice* value) noexcept nogil         # 1, 0 at the end
     cdef void items_close(self, Items* it) noexcept nogil
-    # A walk, in either direction, that stands on the item with this index: 1, or 0 when there is none.
+    # A walk that stands on the item with this index: 1, or 0 when there is none.
     cdef int items_open_at(
         self, Slice key, uint64_t index, bint from_end, Items** it, Slice* position, Slice* value
     ) noexcept nogil
@@ -58,7 +58,7 @@ cdef class SequencedKeyspace(BoundedKeyspace):
     cdef int op_sequence_index(self, Slice key, Slice position, uint64_t* index) noexcept nogil
 
     cdef int _items_start(self, bint reverse, const Slice* edge, bint beyond, Items** it) noexcept nogil
-    cdef int _walk_to(
+    cdef int _open_at(
         self, uint64_t index, bint from_end, Items** it, Slice* position, Slice* value
     ) noexcept nogil
     cdef int _write_item(self, Slice position, Slice value) noexcept nogil

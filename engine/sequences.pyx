@@ -92,36 +92,29 @@ cdef class SequencedKeyspace(BoundedKeyspace):
             element_free(&it.element)
             free(it)
 
-    cdef int _walk_to(
+    cdef int _open_at(
         self, uint64_t index, bint from_end, Items** it, Slice* position, Slice* value
     ) noexcept nogil:
-        """Walk from the nearer end of the loaded key's items to the one with the index. 1, or 0 beyond the ends."""
+        """A walk that stands on the item of the loaded key with the index: 1, or 0 beyond the ends."""
         cdef uint64_t size = head_count(&self.head, KIND_SEQUENCE)
-        cdef uint64_t steps = index + 1
-        cdef bint reverse = from_end
+        cdef Slice place
         cdef int status
         it[0] = NULL
         if index >= size:
             return 0
-        if index > size // 2:
-            reverse = not from_end
-            steps = size - index
-        status = self._items_start(reverse, NULL, False, it)
-        if status < 0:
+        status = self.rank_find(KIND_SEQUENCE, size - 1 - index if from_end else index)
+        if status <= 0:
             return status
-        while steps:
-            steps -= 1
-            status = self.items_next(it[0], position, value)
-            if status <= 0:
-                break
-        return status
+        place = buffer_slice(&self.place_found)
+        status = self._items_start(False, &place, False, it)
+        return status if status < 0 else self.items_next(it[0], position, value)
 
     cdef int items_open_at(
         self, Slice key, uint64_t index, bint from_end, Items** it, Slice* position, Slice* value
     ) noexcept nogil:
         cdef int status = self.begin_as(key, KIND_SEQUENCE)
         it[0] = NULL
-        return status if status <= 0 else self._walk_to(index, from_end, it, position, value)
+        return status if status <= 0 else self._open_at(index, from_end, it, position, value)
 
     # ---- operations ----
 
@@ -141,19 +134,16 @@ cdef class SequencedKeyspace(BoundedKeyspace):
 
     cdef int _find_gap(self, int where, Slice position, uint64_t index) noexcept nogil:
         """The names on both sides of a place in the loaded key, into left_name and right_name; empty at an end."""
-        cdef Items* it
         cdef Slice name
-        cdef Slice value
         cdef int status = Status.OK
         self.left_name.size = 0
         self.right_name.size = 0
         if where == Where.AT_INDEX:
             if index >= head_count(&self.head, KIND_SEQUENCE):
                 return self._nearest(True, NULL, False, &self.left_name)
-            status = self._walk_to(index, False, &it, &name, &value)
-            if status > 0 and put_bytes(&self.right_name, name.data, name.size) != 0:
+            status = self.rank_find(KIND_SEQUENCE, index)
+            if status > 0 and put_bytes(&self.right_name, self.place_found.data, self.place_found.size) != 0:
                 status = Status.ERR_MEMORY
-            self.items_close(it)
             if status > 0:
                 name = buffer_slice(&self.right_name)
                 status = self._nearest(True, &name, True, &self.left_name)
@@ -269,20 +259,9 @@ cdef class SequencedKeyspace(BoundedKeyspace):
         return status
 
     cdef int op_sequence_index(self, Slice key, Slice position, uint64_t* index) noexcept nogil:
-        cdef Items* it
-        cdef Slice name
-        cdef Slice value
         cdef int status
         index[0] = 0
         if not position_valid(position):
             return Status.ERR_NOT_A_POSITION
-        status = self.items_open(key, True, &position, True, &it)
-        if status <= 0:
-            return status
-        while True:
-            status = self.items_next(it, &name, &value)
-            if status <= 0:
-                break
-            index[0] += 1
-        self.items_close(it)
-        return status
+        status = self.begin_as(key, KIND_SEQUENCE)
+        return status if status <= 0 else self.rank_of(KIND_SEQUENCE, position, index)

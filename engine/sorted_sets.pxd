@@ -11,7 +11,7 @@ Invariant: a member has exactly one entry in the index, under the score that it 
 from libc.stdint cimport int64_t, uint64_t
 
 from everwrite.coding cimport Buffer, Slice
-from everwrite.registers cimport RegisterKeyspace
+from everwrite.ranks cimport RankedKeyspace
 from everwrite.walk cimport Walk
 
 
@@ -29,10 +29,9 @@ cdef struct Members:
     uint64_t last          # the farthest score of interest, sortable
 
 
-cdef class SortedKeyspace(RegisterKeyspace):
+cdef class SortedKeyspace(RankedKeyspace):
     cdef Buffer order_key
     cdef double score_before        # of the element that is being joined
-    cdef bint listed_before
 
     # *added counts new members, *changed also those whose score became another. One change; none when
     # nothing is written.
@@ -44,14 +43,24 @@ cdef class SortedKeyspace(RegisterKeyspace):
     cdef int op_sorted_set_increment(self, Slice key, Slice member, double* score) noexcept nogil
     cdef int op_sorted_set_score(self, Slice key, Slice member, double* score) noexcept nogil      # 1, 0
 
+    # How many members come before one that is there: 1, or 0 when it isn't.
+    cdef int op_sorted_set_rank(self, Slice key, Slice member, uint64_t* rank) noexcept nogil
+    # How many scores lie between two, both included (no NaN).
+    cdef int op_sorted_set_count(self, Slice key, double first, double last, uint64_t* count) noexcept nogil
+    # The member with so many before it, or, from the end, behind it: 1, or 0 when there is none.
+    cdef int op_sorted_set_at(
+        self, Slice key, uint64_t rank, bint from_end, Slice* member, double* score
+    ) noexcept nogil
+
     # Members with scores from `first` to `last`, both included; in reverse, `first` is the greater.
-    # With `after`, the walk goes on behind the member `after` at score `first`.
+    # With `after`, the walk goes on behind the member `after` at score `first`, or, if `included`, at it.
     # Returns 1 (*it is open), 0 (no such key, *it is NULL), or an error.
     cdef int members_open(
-        self, Slice key, double first, double last, bint reverse, const Slice* after, Members** it
+        self, Slice key, double first, double last, bint reverse, const Slice* after, bint included, Members** it
     ) noexcept nogil
     cdef int members_next(self, Members* it, Slice* member, double* score) noexcept nogil      # 1, 0 at the end
     cdef void members_close(self, Members* it) noexcept nogil
 
     cdef int _order_key(self, double score, Slice member) noexcept nogil
     cdef int _put_score(self, Slice member, double score) noexcept nogil
+    cdef Slice _place(self) noexcept nogil

@@ -18,7 +18,7 @@ from everwrite.coding cimport (
     put_varint,
     slice_of,
 )
-from everwrite.registers cimport RegisterKeyspace
+from everwrite.ranks cimport RankedKeyspace
 from everwrite.scores cimport (
     SCORE_SIZE,
     element_score,
@@ -35,8 +35,10 @@ from everwrite.state cimport (
     MAX_KEY,
     SPACE_ORDER,
     Row,
+    collection_key,
     element_decode,
     element_live,
+    head_count,
     row_live,
     rows_find,
 )
@@ -44,25 +46,15 @@ from everwrite.status cimport Status, fault_corrupt
 from everwrite.walk cimport walk_free, walk_init, walk_next
 
 
-cdef int _put_order_prefix(Buffer* into, Slice key) noexcept nogil:
-    cdef uint8_t length[4]
-    length[0] = (key.size >> 24) & 0xFF
-    length[1] = (key.size >> 16) & 0xFF
-    length[2] = (key.size >> 8) & 0xFF
-    length[3] = key.size & 0xFF
-    into.size = 0
-    return put_u8(into, <uint8_t>SPACE_ORDER) | put_bytes(into, length, 4) | put_bytes(into, key.data, key.size)
-
-
 cdef int _put_order_key(Buffer* into, Slice key, uint64_t order, Slice member) noexcept nogil:
     cdef uint8_t score[8]
     store_sortable(score, order)
     return (
-        _put_order_prefix(into, key) | put_bytes(into, score, 8) | put_bytes(into, member.data, member.size)
+        collection_key(into, SPACE_ORDER, key) | put_bytes(into, score, 8) | put_bytes(into, member.data, member.size)
     )
 
 
-cdef class SortedKeyspace(RegisterKeyspace):
+cdef class SortedKeyspace(RankedKeyspace):
     """Members in the order of their scores, on top of the other types."""
 
     def __cinit__(self):
@@ -77,17 +69,15 @@ cdef class SortedKeyspace(RegisterKeyspace):
         return _put_order_key(&self.order_key, self.loaded_key(), sortable(score), member)
 
     cdef int element_before(self, int kind, bint live) noexcept nogil:
-        if kind == KIND_SORTED_SET:
-            self.listed_before = live
-            if live:
-                self.score_before = element_score(&self.element)
-        return Status.OK
+        if kind == KIND_SORTED_SET and live:
+            self.score_before = element_score(&self.element)
+        return RankedKeyspace.element_before(self, kind, live)
 
     cdef int element_after(self, int kind, bint live) noexcept nogil:
         cdef double score = 0.0
         cdef int status = Status.OK
         if kind != KIND_SORTED_SET:
-            return Status.OK
+            return RankedKeyspace.element_after(self, kind, live)
         if live:
             # Values lie where the element stood in the store, and storing it may have overwritten that place.
             if element_decode(&self.element, buffer_slice(&self.encoded)) < 0:
@@ -99,11 +89,21 @@ cdef class SortedKeyspace(RegisterKeyspace):
             status = self._order_key(self.score_before, self.element_name())
             if status == 0:
                 status = self.lsm.remove(buffer_slice(&self.order_key))
+            if status == 0:
+                status = self.rank_note(kind, self._place(), -1)
         if live and status >= 0:
             status = self._order_key(score, self.element_name())
             if status == 0:
                 status = self.lsm.put(buffer_slice(&self.order_key), slice_of(NULL, 0))
+            if status == 0:
+                status = self.rank_note(kind, self._place(), 1)
         return status
+
+    cdef Slice _place(self) noexcept nogil:
+        """Where the entry whose key was made last lies in the order: score and member."""
+        # Space and length of the key stand before the key, which has its space byte in `key`.
+        cdef size_t start = 4 + self.key.size
+        return slice_of(self.order_key.data + start, self.order_key.size - start)
 
     # ---- operations ----
 
@@ -218,10 +218,59 @@ cdef class SortedKeyspace(RegisterKeyspace):
         score[0] = element_score(&self.element)
         return 1
 
+    # ---- ranks ----
+
+    cdef int op_sorted_set_rank(self, Slice key, Slice member, uint64_t* rank) noexcept nogil:
+        cdef double score = 0.0
+        cdef int status = self.op_sorted_set_score(key, member, &score)
+        rank[0] = 0
+        if status <= 0:
+            return status
+        if self._order_key(score, member) != 0:
+            return Status.ERR_MEMORY
+        status = self.rank_of(KIND_SORTED_SET, self._place(), rank)
+        return status if status < 0 else 1
+
+    cdef int op_sorted_set_count(self, Slice key, double first, double last, uint64_t* count) noexcept nogil:
+        cdef uint8_t score[8]
+        cdef uint64_t below = 0
+        cdef int status = self.begin_as(key, KIND_SORTED_SET)
+        count[0] = 0
+        if status <= 0:
+            return status
+        if sortable(first) > sortable(last):
+            return Status.OK
+        store_sortable(score, sortable(first))
+        status = self.rank_of(KIND_SORTED_SET, slice_of(score, 8), &below)
+        if status == Status.OK:
+            # Nothing sorts above the greatest number, so there is a next place.
+            store_sortable(score, sortable(last) + 1)
+            status = self.rank_of(KIND_SORTED_SET, slice_of(score, 8), count)
+        count[0] -= below
+        return status
+
+    cdef int op_sorted_set_at(
+        self, Slice key, uint64_t rank, bint from_end, Slice* member, double* score
+    ) noexcept nogil:
+        cdef uint64_t count
+        cdef int status = self.begin_as(key, KIND_SORTED_SET)
+        if status <= 0:
+            return status
+        count = head_count(&self.head, KIND_SORTED_SET)
+        if rank >= count:
+            return 0
+        status = self.rank_find(KIND_SORTED_SET, count - 1 - rank if from_end else rank)
+        if status == 1:
+            if self.place_found.size < 8:
+                return fault_corrupt(b"key state", 0, b"an entry of a sorted set's order is too short")
+            score[0] = of_sortable(load_sortable(self.place_found.data))
+            member[0] = slice_of(self.place_found.data + 8, self.place_found.size - 8)
+        return status
+
     # ---- walking along the order ----
 
     cdef int members_open(
-        self, Slice key, double first, double last, bint reverse, const Slice* after, Members** it
+        self, Slice key, double first, double last, bint reverse, const Slice* after, bint included, Members** it
     ) noexcept nogil:
         cdef uint64_t order = sortable(first)
         cdef int failed
@@ -234,12 +283,12 @@ cdef class SortedKeyspace(RegisterKeyspace):
             return Status.ERR_MEMORY
         failed = walk_init(&it[0].walk, self.lsm)
         it[0].walk.reverse = reverse
-        it[0].walk.beyond_edge = reverse or after != NULL
+        it[0].walk.beyond_edge = not included and (reverse or after != NULL)
         it[0].last = sortable(last)
         if reverse and after == NULL:
             # Nothing sorts above the greatest number, so there is a next place in the order of bytes.
             order += 1
-        failed |= _put_order_prefix(&it[0].walk.prefix, key)
+        failed |= collection_key(&it[0].walk.prefix, SPACE_ORDER, key)
         failed |= _put_order_key(&it[0].walk.edge, key, order, after[0] if after != NULL else slice_of(NULL, 0))
         if failed:
             self.members_close(it[0])

@@ -4,10 +4,10 @@ docs/formats/state.md shows the bytes. A head holds everything of a key except t
 elements of its collections, which are entries of their own.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from everwrite.clock cimport Dot
-from everwrite.coding cimport Buffer, Slice, slice_of
+from everwrite.coding cimport Buffer, Slice, put_bytes, slice_of, store_u32_big
 
 cdef extern from *:
     # Sums of many 64-bit contributions, before they are brought back to 64 bits.
@@ -20,6 +20,7 @@ cdef enum Space:
     SPACE_ELEMENT = 3     # + u32 big-endian length of the key + key + kind + element
     SPACE_EXPIRY = 4      # + u64 big-endian deadline + key: local index, no value
     SPACE_ORDER = 5       # + u32 big-endian length of the key + key + score + member: local index, no value
+    SPACE_RANK = 6        # + u32 big-endian length of the key + key + kind + level + place: local index; see ranks.pxd
 
 # What a key can hold. Every kind but the string consists of elements: one join serves them all.
 cdef enum Kind:
@@ -46,6 +47,7 @@ cdef enum Limit:
     CREATION_NAME = 16        # of a bounded counter's elements: see bounded_counters.pxd
     USED_NAME = 24
     GIVEN_NAME = 32
+    RANK_LEVELS_MAX = 16
     REGISTERS_BYTES = 48      # an element of a HyperLogLog: 64 registers of six bits
     MAX_KEY = 65536
     MAX_VALUE = 67108864
@@ -77,6 +79,7 @@ cdef struct Collection:
     Dot newest              # newest dot ever added; 0, 0 when only floors came
     uint64_t count          # live elements (derived, local)
     int kind
+    int levels              # of the index of ranks, 0: there is none (derived, local)
 
 
 cdef struct Head:
@@ -158,6 +161,17 @@ cdef int show(
 ) noexcept nogil
 
 cdef int entry_key(Buffer* into, int space, Slice key) noexcept nogil
+
+
+cdef inline int collection_key(Buffer* into, int space, Slice key) noexcept nogil:
+    """What the keys of all entries of one space that belong to a user's key begin with."""
+    cdef uint8_t start[5]
+    start[0] = <uint8_t>space
+    store_u32_big(&start[1], <uint32_t>key.size)
+    into.size = 0
+    return put_bytes(into, start, 5) | put_bytes(into, key.data, key.size)
+
+
 cdef int element_key(Buffer* into, Slice key, int kind, Slice name) noexcept nogil
 cdef int put_expiry_key(Buffer* into, int64_t deadline, Slice key) noexcept nogil
 

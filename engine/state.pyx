@@ -37,6 +37,7 @@ cdef enum HeadFlag:
     HAS_COLLECTIONS = 16
     HAS_LOST = 32
     KNOWN_HEAD_FLAGS = 63
+    HAS_RANKS = 128        # of a collection's kind
 
 cdef enum RowFlag:
     HAS_COUNTER = 1
@@ -252,16 +253,21 @@ cdef int head_live_kinds(const Head* head) noexcept nogil:
 cdef int _decode_collections(Head* head, Reader* r) noexcept nogil:
     cdef int count = get_u8(r)
     cdef int previous = 0
+    cdef int ranked
     cdef int i
     if count == 0 or count > ELEMENT_KIND_COUNT:
         return Status.ERR_DECODE
     if _reserve_collections(head) < 0:
         return Status.ERR_MEMORY
     for i in range(count):
-        head.collections[i].kind = get_u8(r)
+        ranked = get_u8(r)
+        head.collections[i].kind = ranked & ~HeadFlag.HAS_RANKS
         head.collections[i].newest = _get_dot(r)
         head.collections[i].count = get_varint(r)
+        head.collections[i].levels = get_u8(r) if ranked & HeadFlag.HAS_RANKS else 0
         if head.collections[i].kind <= previous or not is_element_kind(head.collections[i].kind):
+            return Status.ERR_DECODE
+        if ranked & HeadFlag.HAS_RANKS and not 0 < head.collections[i].levels <= Limit.RANK_LEVELS_MAX:
             return Status.ERR_DECODE
         previous = head.collections[i].kind
     head.collection_count = count
@@ -272,11 +278,14 @@ cdef int _decode_collections(Head* head, Reader* r) noexcept nogil:
 
 cdef int _encode_collections(const Head* head, Buffer* into) noexcept nogil:
     cdef int failed = put_u8(into, <uint8_t>head.collection_count)
+    cdef const Collection* held
     cdef int i
     for i in range(head.collection_count):
-        failed |= put_u8(into, <uint8_t>head.collections[i].kind)
-        failed |= _put_dot(into, head.collections[i].newest)
-        failed |= put_varint(into, head.collections[i].count)
+        held = &head.collections[i]
+        failed |= put_u8(into, <uint8_t>(held.kind | (HeadFlag.HAS_RANKS if held.levels else 0)))
+        failed |= _put_dot(into, held.newest) | put_varint(into, held.count)
+        if held.levels:
+            failed |= put_u8(into, <uint8_t>held.levels)
     return failed | put_u64(into, head.sum.low) | put_u64(into, head.sum.high)
 
 
@@ -527,19 +536,8 @@ cdef int entry_key(Buffer* into, int space, Slice key) noexcept nogil:
 
 
 cdef int element_key(Buffer* into, Slice key, int kind, Slice name) noexcept nogil:
-    cdef uint8_t length[4]
-    length[0] = (key.size >> 24) & 0xFF
-    length[1] = (key.size >> 16) & 0xFF
-    length[2] = (key.size >> 8) & 0xFF
-    length[3] = key.size & 0xFF
-    into.size = 0
-    return (
-        put_u8(into, <uint8_t>Space.SPACE_ELEMENT)
-        | put_bytes(into, length, 4)
-        | put_bytes(into, key.data, key.size)
-        | put_u8(into, <uint8_t>kind)
-        | put_bytes(into, name.data, name.size)
-    )
+    cdef int failed = collection_key(into, Space.SPACE_ELEMENT, key)
+    return failed | put_u8(into, <uint8_t>kind) | put_bytes(into, name.data, name.size)
 
 
 cdef int put_expiry_key(Buffer* into, int64_t deadline, Slice key) noexcept nogil:

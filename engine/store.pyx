@@ -300,6 +300,8 @@ cdef class Store(InboundKeyspace):
             "conflicts_lww": self.conflicts_lww,
             "conflicts_type": self.conflicts_type,
             "conflicts_add_remove": self.conflicts_add_remove,
+            "rank_indexes_made": self.ranks_made,
+            "rank_entries_visited": self.rank_steps,
             "pulls": self.pulls,
             "resyncs": self.resyncs,
             "log_start": self.wal.start,

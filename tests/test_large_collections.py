@@ -116,3 +116,59 @@ def test_an_operation_on_one_of_a_million_elements_costs_what_it_costs_among_a_h
         assert most["bytes_put"] <= few["bytes_put"] + 16, f"{name}: {most}, among few: {few}"
         # At each place at most one block: for the head and the element, read and written, in each table.
         assert most["blocks"] <= 4 * (tables + 1), f"{name}: {most}, among few: {few}"
+
+
+def fill_sequence(db: Database, key: bytes, numbers: range) -> None:
+    db.sequence(key).extend([b"%d" % number for number in numbers])
+
+
+# Operations on the element with a rank, and how many questions of the index each asks at most.
+RANKED: dict[str, tuple[Fill, dict[str, tuple[Operation, int]]]] = {
+    "sorted set": (
+        fill_sorted_set,
+        {
+            "rank": (lambda db, key, n: db.sorted_set(key).rank(element(n)), 1),
+            "at": (lambda db, key, n: db.sorted_set(key).at(n), 1),
+            "count": (lambda db, key, n: db.sorted_set(key).count(n / 8, n / 4), 2),
+            "ranks": (lambda db, key, n: db.sorted_set(key).ranks(n, n + 3), 1),
+            "new score": (lambda db, key, n: db.sorted_set(key).add(element(n), 7.5), 4),
+            "pop": (lambda db, key, n: db.sorted_set(key).pop_at(n), 3),
+        },
+    ),
+    "sequence": (
+        fill_sequence,
+        {
+            "item": (lambda db, key, n: db.sequence(key)[n], 1),
+            "position and index": (lambda db, key, n: db.sequence(key).index_of(db.sequence(key).position(n)), 2),
+            "slice": (lambda db, key, n: db.sequence(key)[n : n + 3], 1),
+            "insert": (lambda db, key, n: db.sequence(key).insert(n, b"new"), 3),
+            "replace": (lambda db, key, n: db.sequence(key).__setitem__(n, b"other"), 1),
+            "pop": (lambda db, key, n: db.sequence(key).pop(n), 3),
+        },
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", RANKED)
+def test_an_operation_by_rank_looks_at_the_levels_of_an_index(db: Database, case: str) -> None:
+    fill, operations = RANKED[case]
+    for start in range(0, LARGE, CHUNK):
+        fill(db, b"all", range(start, start + CHUNK))
+    next(iter(operations.values()))[0](db, b"all", LARGE // 2)
+    # A full span has 128 steps, one of a new index 96: two levels for a million, and the elements.
+    level, levels = 128, 2
+    tables = db.statistics()["tables"]
+    for index, (name, (operation, questions)) in enumerate(operations.items()):
+        for number in range(index, LARGE - 100, LARGE // 50):
+            before = counted(db)
+            operation(db, b"all", number)
+            after = counted(db)
+            spent = {counter: after[counter] - before[counter] for counter in before}
+            assert spent["rank_entries_visited"] <= questions * (levels + 1) * (level + 2), f"{name}: {spent}"
+            assert spent["log_end"] <= 200, f"{name}: {spent}"
+            # Of each level one entry, but when a span is split.
+            assert spent["bytes_put"] <= 500 + questions * levels * 3 * 80, f"{name}: {spent}"
+            # 128 entries of a level are a few blocks of each table.
+            assert spent["blocks"] <= questions * (levels + 1) * 6 * (tables + 1), f"{name}: {spent}"
+    assert db.statistics()["rank_indexes_made"] == 1
