@@ -1,22 +1,29 @@
-"""The threads of an open store. They live as long as it is open, and don't keep it alive."""
+"""The threads of an open store. They live as long as it is open, and don't keep it alive.
+
+The child of a fork has none of them: there the store is closed.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from everwrite.store import Store
+    from everwrite.waiting import Alarm
     from everwrite.wal_writer import WalWriter
 
-__all__ = ["new_worker", "start_tending"]
+__all__ = ["close_in_forks", "new_worker", "start_tending"]
 
 # How long the log's thread waits at most before it looks whether its store is still there.
 _TEND_MS = 1000
 
+_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
 
-def new_worker(store: Store, work: str, wake: threading.Event, interval: float) -> threading.Thread:
+
+def new_worker(store: Store, work: str, wake: Alarm, interval: float) -> threading.Thread:
     """A thread, not started yet, that calls the store's method `work` every `interval` seconds, or when woken.
 
     It goes on as long as that answers that there is more to do. An exception ends it, and is the store's failure.
@@ -25,10 +32,9 @@ def new_worker(store: Store, work: str, wake: threading.Event, interval: float) 
     return threading.Thread(target=_work, args=arguments, name=f"everwrite-{work}", daemon=True)
 
 
-def _work(reference: weakref.ref[Store], work: str, wake: threading.Event, interval: float) -> None:
+def _work(reference: weakref.ref[Store], work: str, wake: Alarm, interval: float) -> None:
     while True:
         wake.wait(interval)
-        wake.clear()
         store = reference()
         if store is None or store.closing():
             return
@@ -62,3 +68,16 @@ def _tend(reference: weakref.ref[Store], wal: WalWriter) -> None:
             if store is not None:
                 store.stop_writing(error)
             return
+
+
+def close_in_forks(store: Store) -> None:
+    """See to it that the store is closed in every child of this process."""
+    _open_stores.add(store)
+
+
+def _after_fork_in_child() -> None:
+    for store in list(_open_stores):
+        store._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

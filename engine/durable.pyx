@@ -22,18 +22,18 @@ from everwrite.status cimport Status, check, fault_corrupt
 from everwrite.threads cimport ew_recursive_mutex_init
 from everwrite.wal_reader cimport WalReader
 
-from everwrite.background import new_worker, start_tending
+from everwrite.background import close_in_forks, new_worker, start_tending
 from everwrite.errors import ConfigError, CorruptionError, StorageError
 from everwrite.files import PosixFiles
-from everwrite.identity import Identity, decode_identity, encode_identity, next_identity
+from everwrite.identity import Identity, decode_identity, encode_identity, next_identity, place_of
 from everwrite.options import path_of, size_of
 from everwrite.refusals import RETRY_SECONDS
+from everwrite.waiting import Alarm, end_threads, pause
 from everwrite.wal_recovery import open_log
 
 DURABILITIES = ("always", "interval", "os")
 # A wall clock that steps sends every thread to write IDENTITY at once. One lock for all stores: it is rarely needed.
 _identity_lock = threading.Lock()
-_open_stores = weakref.WeakSet()
 cdef enum Tuning:
     CLOCK_AHEAD_MS = 20000       # how far ahead the clock's bound is persisted
     SYNC_INTERVAL_MS = 1000      # durability `interval`
@@ -47,6 +47,9 @@ cdef class DurableKeyspace(RefusingKeyspace):
 
     def __cinit__(self, *args, **kwargs):
         self.closed = True
+        # Until it is open, and when that fails: whoever uses it nevertheless gets an answer.
+        self.failed = Status.ERR_CLOSED
+        self.clock = HybridClock(0)
         self.snapshots = weakref.WeakSet()
 
     def __init__(
@@ -66,6 +69,8 @@ cdef class DurableKeyspace(RefusingKeyspace):
         store_id=None,
         now_ms=0,
     ):
+        if self.lsm is not None:
+            raise RuntimeError(f"{self.path}: this object was opened before; make another one with everwrite.open")
         if durability not in DURABILITIES:
             raise ConfigError(f"durability is {durability!r}; it must be one of {', '.join(DURABILITIES)}")
         self.path = path_of(path)
@@ -82,22 +87,24 @@ cdef class DurableKeyspace(RefusingKeyspace):
         if store_id is None:
             store_id = int.from_bytes(os.urandom(6), "big")
         if not create and not self.files.exists(self._file("IDENTITY")):
-            raise StorageError(f"{self.path}: no store here, and create is False")
+            raise StorageError(f"{self.path}: no store here, and none is to be made")
         self.files.mkdir(self.path)
         self.lock_file = self.files.lock(self._file("LOCK"))
+        self.failed = Status.OK
         try:
             reading = {"block_cache_bytes": block_cache_bytes, "mapped_reads": mapped_reads}
             self._open(store_id, reading, segment_bytes)
         except BaseException:
+            self.failed = Status.ERR_CLOSED
             self.lock_file.release()
             raise
         self.closed = False
-        _open_stores.add(self)
+        close_in_forks(self)
         if background:
-            self.wake = threading.Event()
+            self.wake = Alarm()
             self.thread = new_worker(self, "maintain", self.wake, 0.1)
             # Apart, so that a long compaction doesn't hold up the flush that writers may be waiting for.
-            self.compaction_wake = threading.Event()
+            self.compaction_wake = Alarm()
             self.compaction_thread = new_worker(self, "merge_tables", self.compaction_wake, 1.0)
             # Apart from both, so that writers find the next segment of the log ready, whatever else goes on.
             self.log_thread = start_tending(self, self.wal)
@@ -109,14 +116,6 @@ cdef class DurableKeyspace(RefusingKeyspace):
     def _file(self, name):
         return os.path.join(self.path, name)
 
-    def _place(self):
-        # A copied or restored directory has another inode: its timestamps may have been exposed elsewhere.
-        if isinstance(self.files, PosixFiles):
-            folder = os.stat(self.path)
-            lock = os.stat(self._file("LOCK"))
-            return f"{folder.st_dev}:{folder.st_ino}:{lock.st_ino}"
-        return "memory"
-
     def _open(self, store_id, reading, segment_bytes):
         cdef uint64_t start = 0
         old = None
@@ -127,7 +126,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
             raise CorruptionError(
                 f"{name}: missing beside a log: the directory is not whole; restore it from a backup", path=name
             )
-        place = self._place()
+        place = place_of(self.path) if isinstance(self.files, PosixFiles) else "memory"
         if old is None:
             # Persisted before anything else, so that a crash here can't leave a log without an owner.
             old = Identity(store_id, 0, False, 0, 0, 0, place, store_id)
@@ -242,9 +241,11 @@ cdef class DurableKeyspace(RefusingKeyspace):
     def close(self):
         """Stop, make everything durable, and let go of the directory. Idempotent.
 
-        Raises StorageError when the log can't be made durable; the store is closed all the same.
+        Raises StorageError when the log can't be made durable; the store is closed all the same. What a signal
+        handler raises meanwhile (KeyboardInterrupt) is raised when it is closed.
         """
         cdef bint served
+        interruption = None
         if self.closed:
             return
         self.closed = True
@@ -259,9 +260,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
             self.wake.set()
             self.compaction_wake.set()
             self.wal.dismiss()
-            for thread in (self.thread, self.compaction_thread, self.log_thread):
-                if thread is not threading.current_thread():
-                    thread.join()
+            interruption = end_threads((self.thread, self.compaction_thread, self.log_thread))
         try:
             if served and self.failure is None:
                 self._check(_uncertain(self._write_log(True)))
@@ -272,11 +271,15 @@ cdef class DurableKeyspace(RefusingKeyspace):
                 self.wal.close()
                 self._attempt(NO_SPACE_FOR_IDENTITY, self._sign_off)
         finally:
-            self.wal.abandon()
-            for snapshot in self._open_snapshots():
-                snapshot.let_go()
-            self.lsm.close()
-            self.lock_file.release()
+            try:
+                self.wal.abandon()
+                for snapshot in self._open_snapshots():
+                    snapshot.let_go()
+                self.lsm.close()
+            finally:
+                self.lock_file.release()
+        if interruption is not None:
+            raise interruption
 
     def _sign_off(self):
         with _identity_lock:
@@ -293,6 +296,8 @@ cdef class DurableKeyspace(RefusingKeyspace):
 
     def _forked(self):
         """In the child of a fork: the files are the parent's, and whoever held the locks isn't here."""
+        global _identity_lock
+        _identity_lock = threading.Lock()
         ew_recursive_mutex_init(&self.mutex)
         self.wal.abandon(forked=True)
         self.failed = Status.ERR_CLOSED
@@ -423,7 +428,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
         ):
             # Writers outrun the flush: wait here rather than grow without bound.
             self.wake.set()
-            self.thread.join(0.005)
+            pause(5000)
         if self.closed or self.refused:
             return
         self._freeze()
@@ -443,7 +448,8 @@ cdef class DurableKeyspace(RefusingKeyspace):
             self.clock_bound = bound_ms << 16
 
     def _checkpoint(self, position):
-        return msgpack.packb(
+        # Not `packb`, which is a function of Python: a signal handler that raises in there would fail the freeze.
+        return msgpack.Packer().pack(
             {
                 "position": position,
                 "applied": vector_dict(&self.applied),
@@ -582,13 +588,3 @@ cdef class DurableKeyspace(RefusingKeyspace):
 cdef int _uncertain(int status) noexcept nogil:
     """No space for what memory shows already, and the log may get later: that isn't "nothing was changed"."""
     return Status.ERR_IO if status == Status.ERR_READ_ONLY else status
-
-
-def _after_fork_in_child():
-    global _identity_lock
-    _identity_lock = threading.Lock()
-    for store in list(_open_stores):
-        store._forked()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

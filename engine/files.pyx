@@ -564,9 +564,11 @@ cdef class PosixFiles(Files):
             raise LockedError(
                 f"{name}: in use by {describe_holder(content)}; close the store there first, or open a different folder"
             ) from None
+        # Before anything else can go wrong: who drops it gives the lock back.
+        taken = _PosixLock(handle)
         os.ftruncate(handle, 0)
         os.pwrite(handle, holder_record(), 0)
-        return _PosixLock(handle)
+        return taken
 
 
 cdef int _fault_at(int handle, const char* what) noexcept nogil:

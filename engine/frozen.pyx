@@ -1,5 +1,6 @@
 """A frozen moment of a store; see frozen.pxd."""
 
+import errno
 from dataclasses import replace
 
 from everwrite.block_cache cimport BlockCache
@@ -14,7 +15,7 @@ from everwrite.status cimport Status, check
 from everwrite.store cimport Store
 from everwrite.versions cimport PinnedVersions, Version, pin_current
 
-from everwrite.errors import ClosedError
+from everwrite.errors import ClosedError, ReadOnlyError
 
 
 cdef Lsm _view(Lsm lsm, PinnedVersions pinned):
@@ -55,6 +56,7 @@ cdef class FrozenStore(StoreMapping):
         cdef Lsm lsm = parent.lsm
         cdef FrozenStore self
         cdef int status
+        parent._check(Status.ERR_FAILED if parent.failed else Status.OK)
         # The manifest changes a moment after the version: neither does while its lock is held.
         with lsm.manifest_lock:
             self = cls.of(parent, True, with_digest)
@@ -110,6 +112,7 @@ cdef class FrozenStore(StoreMapping):
             self.log_index = []
             self.durable_vector = {}
             self.closed = False
+            self.failed = Status.OK
             parent.snapshots.add(self)
         finally:
             parent.unlock()
@@ -147,11 +150,14 @@ cdef class FrozenStore(StoreMapping):
         with nogil:
             self.lock()
         self.failed = Status.ERR_CLOSED
-        self.parent.snapshots.discard(self)
-        self.unlock()
-        with nogil:
-            self.pinned.unpin()
-            self.parent.lsm.versions.bury()
+        try:
+            self.parent.snapshots.discard(self)
+        finally:
+            # A WeakSet runs Python, in which a signal handler may raise.
+            self.unlock()
+            with nogil:
+                self.pinned.unpin()
+                self.parent.lsm.versions.bury()
 
     cdef void lock(self) noexcept nogil:
         self.parent.lock()
@@ -172,6 +178,10 @@ cdef class FrozenStore(StoreMapping):
     cdef int _check(self, int status) except? -1:
         if status < 0 and self.failed:
             raise ClosedError(f"{self.path}: the snapshot is closed, or the store that it is of")
+        if status == Status.ERR_READ_ONLY:
+            raise ReadOnlyError(
+                errno.EROFS, "a snapshot is for reading only: write to the store that it is of", self.path
+            )
         return check(status)
 
     cdef int _checked_commit(self, int status) except? -1:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgpack
 
 from everwrite.checksum import checksum
 from everwrite.errors import CorruptionError, FormatError
 
-__all__ = ["Identity", "decode_identity", "encode_identity", "next_identity"]
+__all__ = ["Identity", "decode_identity", "encode_identity", "next_identity", "place_of"]
 
 _MAGIC = b"EWRTIDNT"
 _VERSION = 1
@@ -85,3 +86,10 @@ def next_identity(old: Identity, *, place: str, log_end: int, fresh_store_id: in
     if old.clean and old.log_end == log_end:
         return replace(old, clean=False)
     return replace(old, clean=False, incarnation=old.incarnation + 1)
+
+
+def place_of(folder: str) -> str:
+    """What tells a directory from its copies, in which timestamps may have been exposed that this one lacks."""
+    here = Path(folder).stat()
+    lock = Path(folder, "LOCK").stat()
+    return f"{here.st_dev}:{here.st_ino}:{lock.st_ino}"
