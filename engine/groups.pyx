@@ -161,6 +161,7 @@ cdef class GroupedStore(Store):
         cdef list found = []
         cdef Py_ssize_t start = 0
         cdef Py_ssize_t stop
+        self._check(Status.ERR_FAILED if self.failed else Status.OK)
         for name in names:
             check_bytes(name)
         while start < len(names):
@@ -218,6 +219,7 @@ cdef class GroupedStore(Store):
         cdef list names = []
         cdef list texts = []
         cdef Py_ssize_t size = 0
+        self._check(Status.ERR_FAILED if self.failed else Status.OK)
         if hasattr(pairs, "keys"):
             pairs = pairs.items()
         try:
@@ -242,6 +244,7 @@ cdef class GroupedStore(Store):
         cdef Py_ssize_t erased = 0
         cdef Py_ssize_t start = 0
         cdef Py_ssize_t stop
+        self._check(Status.ERR_FAILED if self.failed else Status.OK)
         for name in names:
             check_bytes(name)
         while start < len(names):

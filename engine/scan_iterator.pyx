@@ -91,6 +91,8 @@ cdef class Scan:
         buffer_init(&self.chunk)
         buffer_init(&self.resume)
         head_init(&self.head)
+        # Of no store, until `open_scan` says which.
+        self.ended = True
 
     def __dealloc__(self):
         self.finish()
@@ -144,6 +146,8 @@ cdef class Scan:
     cdef int fill(self) except -1:
         """Read the next chunk, which may turn out empty, or find that there is none."""
         cdef int status
+        if self.store.failed:
+            self.store._check(Status.ERR_FAILED)
         if not self.store.trylock():
             with nogil:
                 self.store.lock()
