@@ -213,7 +213,8 @@ cdef class SortedKeyspace(RankedKeyspace):
 
     cdef int op_sorted_set_score(self, Slice key, Slice member, double* score) noexcept nogil:
         cdef int status = self.load_as(key, KIND_SORTED_SET, member)
-        if status < 0 or not element_live(&self.element):
+        # Of a key that isn't there no element is loaded: `element` is still an earlier one.
+        if status <= 0 or not element_live(&self.element):
             return status if status < 0 else 0
         score[0] = element_score(&self.element)
         return 1

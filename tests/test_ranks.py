@@ -390,7 +390,8 @@ def test_a_wrong_index_is_found(files: MemoryFiles, harm: str) -> None:
 
 def test_what_there_is_no_rank_of(db: Database) -> None:
     board = db.sorted_set(BOARD)
-    assert board.rank(b"a") is board.reverse_rank(b"a") is None
+    db.sorted_set(b"other").add(b"a", 1)
+    assert board.rank(b"a") is board.reverse_rank(b"a") is board.score(b"a") is None
     assert (board.count(), board.ranks(), board.discard_ranks()) == (0, [], 0)
     for absent in (lambda: board.at(0), lambda: board.at(-1), lambda: board.pop_at(0)):
         with pytest.raises(IndexError):
