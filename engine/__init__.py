@@ -34,6 +34,7 @@ from everwrite.ordered_views import BoundedCounter, SequenceView, SortedSet
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
 from everwrite.report import Damage, Report
 from everwrite.snapshot import Snapshot
+from everwrite.stability import Stability
 
 if TYPE_CHECKING:
     from everwrite.reconcile import Reconciled, sync
@@ -72,6 +73,7 @@ __all__ = [
     "SetView",
     "Snapshot",
     "SortedSet",
+    "Stability",
     "StorageError",
     "TooLargeError",
     "VersionVector",

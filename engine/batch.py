@@ -6,6 +6,8 @@ bytes serve embedded stores (`Store.changes`) and the links between servers.
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard
 
@@ -15,7 +17,18 @@ import zstandard
 from everwrite.checksum import checksum
 from everwrite.errors import FormatError, ProtocolError, TooLargeError
 
-__all__ = ["CHANGES", "CLAIM", "MAX_BATCH_BODY", "STATES", "Batch", "Span", "decode_batch", "encode_batch"]
+__all__ = [
+    "CHANGES",
+    "CLAIM",
+    "MAX_BATCH_BODY",
+    "STATES",
+    "Batch",
+    "Span",
+    "decode_batch",
+    "decode_horizon",
+    "encode_batch",
+    "encode_horizon",
+]
 
 VERSION = 1
 CHANGES = 1
@@ -23,13 +36,14 @@ CHANGES = 1
 STATES = 2
 """Full states of keys, part of a resync."""
 CLAIM = 3
-"""The end of a resync: with all its states joined, `spans` is held."""
+"""The end of a resync: with all its states joined, `spans` is held, and what the sender's horizon covers is settled."""
 
 MAX_BATCH_BODY = 160 << 20
 """Bytes that a body may have after decompression: the largest change and what surrounds it."""
 
 _MAX_SPANS = 1 << 16
 _CHECKSUM_BYTES = 4
+_DOT = struct.Struct("<QQ")
 _COMPRESS = zstandard.ZstdCompressor(level=1, write_content_size=True)
 
 
@@ -59,6 +73,16 @@ def encode_batch(
     """The bytes of a batch of `count` changes, states or (for a claim) state batches."""
     packed: bytes = msgpack.packb([VERSION, kind, spans, count, len(body), _COMPRESS.compress(body), resync, index])
     return packed + checksum(packed).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def encode_horizon(horizon: Mapping[int, int]) -> bytes:
+    """The body of a claim: a version vector, which may be empty."""
+    return b"".join(_DOT.pack(*dot) for dot in sorted(horizon.items()))
+
+
+def decode_horizon(body: bytes) -> dict[int, int]:
+    """The version vector in the body of a claim."""
+    return dict(_DOT.iter_unpack(body))
 
 
 def _unsigned(value: object) -> TypeGuard[int]:
@@ -103,8 +127,8 @@ def decode_batch(data: bytes) -> Batch:
         if not (isinstance(span, list) and len(span) == 3 and all(map(_unsigned, span)) and span[1] <= span[2]):
             raise _refuse(f"span {span!r}")
         spans.append(Span(*span))
-    if (kind == STATES and spans) or (kind == CLAIM and size):
-        raise _refuse("spans beside states, or a body in a claim")
+    if (kind == STATES and spans) or (kind == CLAIM and (size % _DOT.size or size > _MAX_SPANS * _DOT.size)):
+        raise _refuse("spans beside states, or a claim whose body is no version vector")
     if size > MAX_BATCH_BODY:
         raise TooLargeError(f"a batch body of {size} bytes; the limit is {MAX_BATCH_BODY}")
     return Batch(kind, tuple(spans), count, _open_body(packed, size), resync, index)

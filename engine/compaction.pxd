@@ -3,13 +3,27 @@
 from libc.stdint cimport uint64_t
 
 from everwrite.block_cache cimport BlockCache
+from everwrite.clock cimport Vector
+from everwrite.coding cimport Buffer, Slice
 from everwrite.files cimport Files
 from everwrite.merge_iterator cimport Merge
+from everwrite.state cimport Head
+
+
+cdef class Collector:
+    cdef Vector horizon
+    cdef Merge elements
+    cdef Head head
+    cdef Buffer prefix
+
+    cdef int takes(self, Slice key, Slice value, BlockCache cache) noexcept nogil
+    cdef int _without_elements(self, Slice key, BlockCache cache) noexcept nogil
 
 
 # Writes what `m` shows to the file `path`, synced, and returns its manifest.TableInfo; None, and
 # no file, when nothing is left. Remove markers are left out when nothing older remains below. `flushes`: the
-# numbers of the oldest and the newest flush whose entries these are.
+# numbers of the oldest and the newest flush whose entries these are. `collector`: of a merge of all tables.
 cdef object merge_to_table(
-    Files files, BlockCache cache, str path, uint64_t number, tuple flushes, Merge* m, bint drop_removed
+    Files files, BlockCache cache, str path, uint64_t number, tuple flushes, Merge* m, bint drop_removed,
+    Collector collector=*,
 )

@@ -315,7 +315,8 @@ class _Rescue:
         if held.checkpoint:
             # The log begins anew, with all frames that are left of the old one.
             values: dict[str, Any] = msgpack.unpackb(held.checkpoint, strict_map_key=False)
-            checkpoint = msgpack.packb(values | {"index": [[position, {}]]})
+            # What is absent may be lost: no horizon, which would say of it that it was deleted.
+            checkpoint = msgpack.packb(values | {"index": [[position, {}]], "horizon": {}})
         manifest = replace(
             held,
             tables=tuple(tables),

@@ -16,7 +16,7 @@ from everwrite.clock cimport Dot, HybridClock, vector_dict, vector_load, vector_
 from everwrite.coding cimport Reader, Slice, get_slice, get_u8, get_u64, get_varint, reader_left, reader_of, slice_of
 from everwrite.digest cimport leaves_bytes, leaves_load
 from everwrite.refusals cimport NO_SPACE_FOR_IDENTITY, NO_SPACE_TO_COMPACT, NO_SPACE_TO_FLUSH, RefusingKeyspace
-from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_STATE
+from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_HORIZON, FRAME_STATE
 from everwrite.lsm cimport Lsm
 from everwrite.status cimport Status, check, fault_corrupt
 from everwrite.threads cimport ew_recursive_mutex_init
@@ -136,6 +136,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
         if checkpoint is not None:
             start = checkpoint["position"]
             vector_load(&self.applied, checkpoint["applied"])
+            vector_load(&self.horizon, checkpoint["horizon"])
             self.live_keys = checkpoint["live_keys"]
             self.conflicts_lww, self.conflicts_type, self.conflicts_add_remove = checkpoint["conflicts"]
         opened = open_log(
@@ -227,13 +228,15 @@ cdef class DurableKeyspace(RefusingKeyspace):
                     return Status.ERR_MEMORY
         elif kind == FRAME_STATE:
             status = self.apply_change(slice_of(r.at, reader_left(&r)))
-        elif kind == FRAME_CLAIM:
+        elif kind == FRAME_CLAIM or kind == FRAME_HORIZON:
             count = get_varint(&r)
             for _i in range(count):
                 dot.origin = get_u64(&r)
                 dot.timestamp = get_u64(&r)
-                if r.failed or vector_raise(&self.applied, dot.origin, dot.timestamp) < 0:
-                    return fault_corrupt(b"log", 0, b"a claim in the log can't be decoded")
+                if r.failed or vector_raise(
+                    &self.applied if kind == FRAME_CLAIM else &self.horizon, dot.origin, dot.timestamp
+                ) < 0:
+                    return fault_corrupt(b"log", 0, b"a claim or horizon in the log can't be decoded")
         else:
             return fault_corrupt(b"log", 0, b"a log frame of an unknown kind")
         return status if status < 0 else Status.OK
@@ -309,6 +312,10 @@ cdef class DurableKeyspace(RefusingKeyspace):
 
     def _flushed_position(self):
         return msgpack.unpackb(self.lsm.checkpoint, strict_map_key=False)["position"] if self.lsm.checkpoint else 0
+
+    def _flushed_horizon(self):
+        # A restart goes on from this one: what a later one covers must still be there then.
+        return msgpack.unpackb(self.lsm.checkpoint, strict_map_key=False)["horizon"] if self.lsm.checkpoint else {}
 
     def __enter__(self):
         return self
@@ -453,6 +460,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
             {
                 "position": position,
                 "applied": vector_dict(&self.applied),
+                "horizon": vector_dict(&self.horizon),
                 "live_keys": self.live_keys,
                 "conflicts": [self.conflicts_lww, self.conflicts_type, self.conflicts_add_remove],
                 "clock": self.clock.last,
@@ -560,7 +568,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
         if self.lacking and self.thread is not None and time.monotonic() < self.retry_at:
             return False
         merged = []
-        self._attempt(NO_SPACE_TO_COMPACT, lambda: merged.append(self.lsm.compact()))
+        self._attempt(NO_SPACE_TO_COMPACT, lambda: merged.append(self.lsm.compact(self._flushed_horizon)))
         return bool(merged and merged[0])
 
     def compact_all(self, bint keep_log=False):
@@ -576,7 +584,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
             self._check(status)
         self._freeze()
         self._flush_frozen()
-        self.lsm.compact_all()
+        self.lsm.compact_all(self._flushed_horizon)
         if not keep_log:
             self._cut_log(0)
 

@@ -8,7 +8,7 @@ head; the collection's count is the number of the kind's live elements.
 from libc.stdint cimport uint64_t
 
 from everwrite.change cimport Part
-from everwrite.clock cimport Dot
+from everwrite.clock cimport Dot, Vector
 from everwrite.coding cimport Buffer, Reader, Slice
 from everwrite.join cimport Seen
 from everwrite.lsm cimport Lsm, Pin
@@ -19,6 +19,7 @@ from everwrite.walk cimport Walk
 cdef class ElementStore:
     cdef Lsm lsm
     cdef Head head                      # of the key that `load` or `begin` named
+    cdef Vector horizon                 # what every member is known to hold: part of every key's context
     cdef Buffer key                     # its entry key: space byte + key
     cdef Head theirs
     cdef Element element
@@ -33,6 +34,9 @@ cdef class ElementStore:
     cdef Slice element_name(self) noexcept nogil                          # of `element_key`, borrowed
     # A walk along the loaded key's elements of a kind. OK, or an error; walk_free is due in either case.
     cdef int walk_elements(self, int kind, Walk* walk) noexcept nogil
+    # The loaded key's context is that of its rows and the horizon: what collection dropped counts as seen.
+    cdef uint64_t key_context(self, uint64_t origin) noexcept nogil
+    cdef int spell_out_context(self) noexcept nogil                       # raises the loaded head's rows to it
     cdef int encode_state(self, Buffer* into, Dot dot) noexcept nogil     # the loaded key, whole
 
     # What is derived from elements (counts aside) and kept locally: overridden by the layers that have some.

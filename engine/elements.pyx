@@ -1,10 +1,10 @@
 """The loaded key's elements; see elements.pxd for the invariants."""
 
-from libc.stdint cimport uint8_t
+from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp
 
 from everwrite.change cimport CHANGE_FULL_STATE, PART_ELEMENT_STATE, PART_HEAD, Part, part_next, put_change
-from everwrite.clock cimport Dot
+from everwrite.clock cimport Dot, vector_free, vector_get, vector_init
 from everwrite.coding cimport (
     Buffer,
     Reader,
@@ -26,6 +26,7 @@ from everwrite.state cimport (
     ELEMENT_KIND_COUNT,
     Collection,
     Kind,
+    Row,
     Sum,
     element_clear,
     element_counts,
@@ -36,10 +37,12 @@ from everwrite.state cimport (
     element_key,
     element_live,
     head_collection,
+    head_context,
     head_encode,
     head_find,
     head_free,
     head_init,
+    head_row,
 )
 from everwrite.status cimport Status, fault_corrupt
 from everwrite.walk cimport Walk, walk_free, walk_init, walk_next
@@ -51,6 +54,7 @@ cdef class ElementStore:
     def __cinit__(self):
         head_init(&self.head)
         head_init(&self.theirs)
+        vector_init(&self.horizon)
         element_init(&self.element)
         element_init(&self.their_element)
         pin_init(&self.element_pin)
@@ -61,6 +65,7 @@ cdef class ElementStore:
     def __dealloc__(self):
         pin_release(&self.element_pin)
         head_free(&self.head)
+        vector_free(&self.horizon)
         head_free(&self.theirs)
         element_free(&self.element)
         element_free(&self.their_element)
@@ -96,6 +101,20 @@ cdef class ElementStore:
         failed |= put_bytes(&walk.edge, walk.prefix.data, walk.prefix.size)
         return Status.ERR_MEMORY if failed else Status.OK
 
+    cdef uint64_t key_context(self, uint64_t origin) noexcept nogil:
+        return max(head_context(&self.head, origin), vector_get(&self.horizon, origin))
+
+    cdef int spell_out_context(self) noexcept nogil:
+        cdef Row* row
+        cdef size_t i
+        for i in range(self.horizon.size):
+            row = head_row(&self.head, self.horizon.dots[i].origin)
+            if row == NULL:
+                return Status.ERR_MEMORY
+            if row.context < self.horizon.dots[i].timestamp:
+                row.context = self.horizon.dots[i].timestamp
+        return Status.OK
+
     cdef int encode_state(self, Buffer* into, Dot dot) noexcept nogil:
         """The loaded key as a full-state change named by `dot` (0, 0: none). Lasts: appended to `into`."""
         cdef Walk walk
@@ -104,7 +123,9 @@ cdef class ElementStore:
         cdef int status = Status.OK
         cdef int kind
         cdef int i
-        failed = put_change(into, CHANGE_FULL_STATE, dot, 0, buffer_slice(&self.key))
+        # Whoever joins it knows another horizon, or none.
+        failed = self.spell_out_context()
+        failed |= put_change(into, CHANGE_FULL_STATE, dot, 0, buffer_slice(&self.key))
         failed |= self._encode_shared_head()
         failed |= put_u8(into, PART_HEAD) | put_slice(into, buffer_slice(&self.encoded))
         if failed:

@@ -29,7 +29,7 @@ from everwrite.errors import ClockDriftError, ProtocolError
 
 
 def contexts(Keyspace store not None, list keys):
-    """The causal contexts of these users' keys, each a dict of origin to timestamp; empty for one that isn't there."""
+    """The causal contexts of these users' keys, each a dict of origin to timestamp; of absent ones, the horizon."""
     cdef Slice name
     cdef int status
     cdef size_t i
@@ -39,10 +39,12 @@ def contexts(Keyspace store not None, list keys):
         with nogil:
             store.lock()
             status = store.failed if store.failed else store.load(SPACE_USER, name)
+            if status >= 0 and store.spell_out_context() < 0:
+                status = Status.ERR_MEMORY
         held = {store.head.rows[i].origin: store.head.rows[i].context for i in range(store.head.size)}
         store.unlock()
         check(status)
-        result.append({origin: stamp for origin, stamp in held.items() if stamp} if status else {})
+        result.append({origin: stamp for origin, stamp in held.items() if stamp})
     return result
 
 
@@ -50,7 +52,7 @@ def collect_states(Store store not None, list keys, size_t limit):
     """The states of as many of these users' keys, from the first on, as `limit` bytes hold; at least of one.
 
     Returns (states, keys looked at), the states as bytes; one over the limit comes alone. What isn't there has
-    none. Everything in them is durable.
+    none, unless it may have been collected: then the horizon is its state. Everything in them is durable.
     """
     cdef Buffer state
     cdef Dot none
@@ -68,7 +70,7 @@ def collect_states(Store store not None, list keys, size_t limit):
             with nogil:
                 store.lock()
                 status = store.failed if store.failed else store.load(SPACE_USER, name)
-                if status == 1:
+                if status == 1 or (status == 0 and store.horizon.size):
                     status = store.encode_state(&state, none)
                     status = status if status < 0 else 1
                 store.unlock()

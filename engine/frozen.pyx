@@ -100,6 +100,8 @@ cdef class FrozenStore(StoreMapping):
             self.own_origin = parent.own_origin
             copied = vector_merge(&self.applied, &parent.applied)
             check(copied)
+            copied = vector_merge(&self.horizon, &parent.horizon)
+            check(copied)
             self.pinned = pinned
             self.lsm = _view(parent.lsm, pinned)
             self.parent = parent

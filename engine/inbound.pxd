@@ -6,12 +6,12 @@ at all; what was merged is in the log before anything that builds on it.
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from everwrite.aside cimport AsideKeyspace
+from everwrite.horizon cimport HorizonKeyspace
 from everwrite.change cimport Change
 from everwrite.coding cimport Reader, Slice
 
 
-cdef class InboundKeyspace(AsideKeyspace):
+cdef class InboundKeyspace(HorizonKeyspace):
     cdef uint64_t pulls
     cdef uint64_t resyncs
 
@@ -28,5 +28,4 @@ cdef class InboundKeyspace(AsideKeyspace):
     cdef int _apply_with_states(self, Slice body, list states) except? -1
     cdef int _apply_group(self, Slice body, bint unchecked) noexcept nogil
     cdef int _join_states(self, const uint8_t* data, size_t size, list whole) except -1
-    cdef int _apply_state(self, Slice body) noexcept nogil
     cdef int _apply_states(self, const uint8_t* data, size_t size) noexcept nogil

@@ -6,7 +6,7 @@ pulled for it: all guards are checked before anything of it is merged.
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from everwrite.aside cimport AsideKeyspace, context_of
+from everwrite.aside cimport context_of
 from everwrite.change cimport (
     PART_CLEAR, PART_ELEMENT, Change, Part, change_parse, change_validate, dot_at, is_part, is_state, part_next,
 )
@@ -14,15 +14,14 @@ from everwrite.clock cimport (
     Dot, Vector, vector_covers, vector_dict, vector_free, vector_get, vector_init, vector_raise,
 )
 from everwrite.coding cimport (
-    Buffer, Reader, Slice, buffer_free, buffer_init, buffer_slice, get_slice, put_u8, put_u64, put_varint,
-    reader_left, reader_of, slice_of,
+    Reader, Slice, get_slice, reader_left, reader_of, slice_of,
 )
-from everwrite.keyspace cimport CHANGE_HEAD_BYTES, DUPLICATE, FRAME_CLAIM, FRAME_STATE
-from everwrite.state cimport head_context
+from everwrite.horizon cimport HorizonKeyspace
+from everwrite.keyspace cimport CHANGE_HEAD_BYTES, DUPLICATE, FRAME_CLAIM, FRAME_HORIZON
 from everwrite.status cimport Status
 
 from everwrite.aside import STATE_BYTES_MAX
-from everwrite.batch import CHANGES, CLAIM, STATES, decode_batch
+from everwrite.batch import CHANGES, CLAIM, STATES, decode_batch, decode_horizon
 from everwrite.clock import merge
 from everwrite.errors import ClockDriftError, ClosedError, GapError, ProtocolError, TooLargeError
 from everwrite.need import Need
@@ -31,7 +30,7 @@ RESYNCS_OPEN = 64
 """Resyncs whose batches are remembered until their claim; the oldest are forgotten."""
 
 
-cdef class InboundKeyspace(AsideKeyspace):
+cdef class InboundKeyspace(HorizonKeyspace):
     """A store that takes in what others send: `Store` adds what it sends itself."""
 
     # ---- batches in ----
@@ -187,20 +186,13 @@ cdef class InboundKeyspace(AsideKeyspace):
             )
 
     def _accept_claim(self, envelope):
-        cdef Buffer frame
-        cdef int failed
-        self._check(self.reserve(32 + 16 * len(envelope.spans)))
-        buffer_init(&frame)
-        failed = put_u8(&frame, FRAME_CLAIM) | put_varint(&frame, len(envelope.spans))
-        for span in envelope.spans:
-            failed |= put_u64(&frame, span.origin) | put_u64(&frame, span.upto)
-            failed |= vector_raise(&self.applied, span.origin, span.upto)
-        if not failed:
-            failed = self.wal.append(buffer_slice(&frame))
-        buffer_free(&frame)
-        if failed:
-            self.failed = Status.ERR_MEMORY
-            self._check(Status.ERR_MEMORY)
+        horizon = decode_horizon(envelope.body)
+        # What the sender has no key for any more, it has seen and collected.
+        self._settle_absent(horizon)
+        self._log_vector(FRAME_CLAIM, &self.applied, {span.origin: span.upto for span in envelope.spans})
+        if horizon:
+            # All that this store has yet to see was made by stores that had this behind them, as for the sender.
+            self._log_vector(FRAME_HORIZON, &self.horizon, horizon)
         # The log before this point lacks what was claimed: no stream may start there.
         self.log_index = [(self.wal.end, vector_dict(&self.applied))]
 
@@ -298,14 +290,16 @@ cdef class InboundKeyspace(AsideKeyspace):
         cdef size_t i
         if context.get(change.dot.origin, 0) >= change.dot.timestamp:
             return True
-        if max(context.get(change.dot.origin, 0), head_context(&self.head, change.dot.origin)) < change.previous:
+        if context.get(change.dot.origin, 0) < change.previous and not self.includes(
+            change.dot.origin, change.previous
+        ):
             return False
         while part_next(&r, &part) == 1:
             if part.tag != PART_ELEMENT and part.tag != PART_CLEAR:
                 continue
             for i in range(part.dot_count):
                 dot = dot_at(part.dots, i)
-                if max(context.get(dot.origin, 0), head_context(&self.head, dot.origin)) < dot.timestamp:
+                if context.get(dot.origin, 0) < dot.timestamp and not self.includes(dot.origin, dot.timestamp):
                     return False
         return True
 
@@ -435,7 +429,7 @@ cdef class InboundKeyspace(AsideKeyspace):
         for _, each in whole:
             state = slice_of(<const uint8_t*><bytes>each, len(each))
             with nogil:
-                status = self._apply_state(state)
+                status = self.join_state(state)
             self._check(status)
         return 0
 
@@ -448,17 +442,9 @@ cdef class InboundKeyspace(AsideKeyspace):
             body = get_slice(&r)
             change_parse(body, &change)
             if not is_part(&change):
-                status = self._apply_state(body)
+                status = self.join_state(body)
         return status
 
-    cdef int _apply_state(self, Slice body) noexcept nogil:
-        cdef int status = self.reserve(body.size)
-        if status >= 0:
-            status = self.apply_change(body)
-        if status >= 0:
-            self.drop_group()
-            status = put_u8(&self.group, FRAME_STATE) | self.group_put(body)
-        return status if status < 0 else self.log_group()
 
 cdef int _check_spans(const uint8_t* data, size_t size, Vector* held, const Vector* upto) noexcept nogil:
     """Whether a well-formed body holds, of each origin in its order, changes after `held` that end at `upto`.

@@ -28,7 +28,7 @@ from everwrite.coding cimport (
     slice_of,
 )
 from everwrite.frozen cimport FrozenStore
-from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_STATE
+from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_HORIZON, FRAME_STATE
 from everwrite.lsm cimport LsmIterator
 from everwrite.ranks cimport SPAN_MAX
 from everwrite.scores cimport element_score, sortable
@@ -494,7 +494,7 @@ cdef int _check_frame(Slice payload) noexcept nogil:
     elif kind == FRAME_STATE:
         if change_parse(slice_of(r.at, reader_left(&r)), &change) < 0 or change_check(&change) < 0:
             return Status.ERR_DECODE
-    elif kind == FRAME_CLAIM:
+    elif kind == FRAME_CLAIM or kind == FRAME_HORIZON:
         count = get_varint(&r)
         for _i in range(count):
             get_u64(&r)

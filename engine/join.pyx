@@ -101,22 +101,53 @@ cdef int join_expiry(Head* mine, Dot dot, long long deadline) noexcept nogil:
     return Outcome.CHANGED
 
 
+cdef int _join_registers(Head* mine, const Head* theirs) noexcept nogil:
+    """A write that one side has seen and no longer has is over, even if what came after it has been collected there."""
+    cdef Dot none
+    cdef bint seen_here = theirs.has_register and _covers(mine.rows, mine.size, theirs.dot)
+    cdef bint seen_there = mine.has_register and _covers(theirs.rows, theirs.size, mine.dot)
+    none.origin = 0
+    none.timestamp = 0
+    if mine.has_register and theirs.has_register and dot_compare(mine.dot, theirs.dot) == 0:
+        return join_register(mine, theirs.dot, theirs.tombstone, theirs.value, none)
+    if seen_there and (seen_here or not theirs.has_register):
+        # Its tombstone stays: what is concurrent with it and older must not show here.
+        if seen_here and dot_compare(theirs.dot, mine.dot) > 0:
+            mine.dot = theirs.dot
+        elif mine.tombstone:
+            return Outcome.UNCHANGED
+        mine.tombstone = True
+        mine.value.size = 0
+        return Outcome.CHANGED
+    if not theirs.has_register or seen_here:
+        return Outcome.UNCHANGED
+    if seen_there:
+        mine.has_register = False
+    return join_register(mine, theirs.dot, theirs.tombstone, theirs.value, none)
+
+
+cdef int _join_deadlines(Head* mine, const Head* theirs) noexcept nogil:
+    """As of registers: a deadline that one side has seen and no longer has is over."""
+    if theirs.has_expiry:
+        if mine.has_expiry and dot_compare(mine.expiry_dot, theirs.expiry_dot) >= 0:
+            return Outcome.UNCHANGED
+        if _covers(mine.rows, mine.size, theirs.expiry_dot):
+            return Outcome.UNCHANGED
+        return join_expiry(mine, theirs.expiry_dot, theirs.deadline)
+    if mine.has_expiry and _covers(theirs.rows, theirs.size, mine.expiry_dot):
+        mine.has_expiry = False
+        return Outcome.CHANGED
+    return Outcome.UNCHANGED
+
+
 cdef int join_head(Head* mine, const Head* theirs) noexcept nogil:
     """All of a head but the element counts, which follow from joining the elements."""
-    cdef Dot none
     cdef int outcome = Outcome.UNCHANGED
     cdef Collection* held
     cdef int status
     cdef int i
-    none.origin = 0
-    none.timestamp = 0
-    if theirs.has_register:
-        if mine.has_register and not _covers(theirs.rows, theirs.size, mine.dot):
-            outcome |= join_register(mine, theirs.dot, theirs.tombstone, theirs.value, none)
-        else:
-            outcome |= join_register(mine, theirs.dot, theirs.tombstone, theirs.value, mine.dot)
-    if theirs.has_expiry:
-        outcome |= join_expiry(mine, theirs.expiry_dot, theirs.deadline)
+    outcome |= _join_registers(mine, theirs)
+    outcome |= _join_deadlines(mine, theirs)
     for i in range(theirs.collection_count):
         held = head_collection(mine, theirs.collections[i].kind)
         if held == NULL:

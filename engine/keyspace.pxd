@@ -23,6 +23,7 @@ cdef enum FrameKind:
     FRAME_CHANGES = 1      # varint length + change, repeated: one atomic group
     FRAME_STATE = 2        # a full state without a dot, from a resync
     FRAME_CLAIM = 3        # varint count + dots: after a resync, this vector is applied
+    FRAME_HORIZON = 4      # varint count + dots: from here on this vector is behind the horizon
 
 cdef enum:
     # Updates that are logged together, encoded. Below what a batch may hold (batch.MAX_BATCH_BODY).
@@ -101,6 +102,8 @@ cdef class Keyspace(ElementStore):
     cdef int delta_begin(self) noexcept nogil
     cdef int delta_end(self) noexcept nogil
 
+    # Whether the loaded key's state includes this update: the prefixes that are applied count for every key.
+    cdef bint includes(self, uint64_t origin, uint64_t timestamp) noexcept nogil
     cdef int guard(self, const Change* change) noexcept nogil             # OK, ERR_GUARD, or DUPLICATE
     cdef int merge(self, const Change* change) noexcept nogil
     cdef int apply_change(self, Slice body) noexcept nogil                # load, guard, merge; no logging

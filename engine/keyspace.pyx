@@ -26,7 +26,7 @@ from everwrite.change cimport (
     put_change,
     put_register,
 )
-from everwrite.clock cimport Dot, dot_compare, vector_free, vector_init, vector_raise
+from everwrite.clock cimport Dot, dot_compare, vector_covers, vector_free, vector_init, vector_raise
 from everwrite.coding cimport (
     Reader,
     Slice,
@@ -308,17 +308,20 @@ cdef class Keyspace(ElementStore):
 
     # ---- merging ----
 
+    cdef bint includes(self, uint64_t origin, uint64_t timestamp) noexcept nogil:
+        return self.key_context(origin) >= timestamp or vector_covers(&self.applied, origin, timestamp)
+
     cdef int guard(self, const Change* change) noexcept nogil:
         """Whether the loaded key's context reaches all that the change builds on."""
         cdef Reader r
         cdef Part part
         cdef Dot dot
         cdef size_t i
-        if change.dot.timestamp and head_context(&self.head, change.dot.origin) >= change.dot.timestamp:
+        if change.dot.timestamp and self.key_context(change.dot.origin) >= change.dot.timestamp:
             return Merge.DUPLICATE
         if change.flags & CHANGE_FULL_STATE:
             return Status.OK
-        if head_context(&self.head, change.dot.origin) < change.previous:
+        if not self.includes(change.dot.origin, change.previous):
             return Status.ERR_GUARD
         r = reader_of(change.parts)
         while part_next(&r, &part) == 1:
@@ -326,7 +329,7 @@ cdef class Keyspace(ElementStore):
                 continue
             for i in range(part.dot_count):
                 dot = dot_at(part.dots, i)
-                if head_context(&self.head, dot.origin) < dot.timestamp:
+                if not self.includes(dot.origin, dot.timestamp):
                     return Status.ERR_GUARD
         return Status.OK
 
@@ -469,6 +472,8 @@ cdef class Keyspace(ElementStore):
         status = head_decode(&self.theirs, part.value)
         if status < 0:
             return status
+        if self.spell_out_context() < 0:
+            return Status.ERR_MEMORY
         elements = slice_of(r.at, reader_left(&r))
         for i in range(self.theirs.size):
             # Whoever lets a state in has checked the drift. After a restart, too, what is written next must be newer.

@@ -50,6 +50,7 @@ cdef class Lsm:
     cdef object compact_lock
     cdef object manifest_lock
     cdef object manifest               # what is on the disk
+    cdef dict collected                # the horizon that the newest merge of all tables went by
     cdef object frozen_checkpoints     # one for each frozen table, oldest first; None: it waits for the next one
     cdef readonly uint64_t next_number
     cdef readonly uint64_t flushes

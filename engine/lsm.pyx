@@ -12,7 +12,7 @@ from collections import deque
 
 from everwrite.block_cache cimport BlockCache
 from everwrite.coding cimport Buffer, Slice, buffer_free, buffer_init, put_bytes, slice_equal, slice_of
-from everwrite.compaction cimport merge_to_table
+from everwrite.compaction cimport Collector, merge_to_table
 from everwrite.files cimport Files
 from everwrite.hashing cimport hash64
 from everwrite.memtable cimport (
@@ -110,6 +110,7 @@ cdef class Lsm:
         self.compact_lock = threading.Lock()
         self.manifest_lock = threading.Lock()
         self.frozen_checkpoints = deque()
+        self.collected = {}
         files.mkdir(self.folder)
         self.manifest = self._load_manifest()
         self.checkpoint = self.manifest.checkpoint
@@ -599,18 +600,23 @@ cdef class Lsm:
                 self.versions.bury()
         return True
 
-    def compact(self):
+    def compact(self, horizon=dict):
         """Merge a run of tables when `pick_run` names one. False: there was nothing to do.
 
-        Raises `StorageError`; everything then stays as it was, and the call may be repeated.
+        `horizon()` is asked for the version vector behind which dead keys are dropped. Raises `StorageError`;
+        everything then stays as it was, and the call may be repeated.
         """
-        return self._compact(pick_run)
+        return self._compact(pick_run, horizon)
 
-    def compact_all(self):
-        """Merge all tables into one without remove markers. False: there was nothing to do. Raises as `compact`."""
-        return self._compact(pick_all)
+    def compact_all(self, horizon=dict):
+        """Merge all tables into one without remove markers. False: there was nothing to do. As `compact`."""
+        stable = horizon()
+        if stable != self.collected:
+            return self._compact(lambda tables: (0, len(tables)) if tables else None, lambda: stable)
+        return self._compact(pick_all, lambda: stable)
 
-    def _compact(self, choose):
+    def _compact(self, choose, horizon):
+        cdef Collector collector = None
         cdef Exchange change = Exchange(frozen=NULL, flushed=0, first=0, merged=0, table=NULL)
         cdef Version* version = NULL
         cdef Merge merge
@@ -626,6 +632,13 @@ cdef class Lsm:
                 if run is None:
                     return False
                 start, stop = run
+                stable = horizon() if run == (0, len(tables)) else {}
+                if stable:
+                    # Only where nothing older may come to light.
+                    collector = Collector(stable)
+                    check(merge_init(&collector.elements, stop))
+                    for i in range(stop):
+                        merge_add_table(&collector.elements, version.tables[i])
                 check(merge_init(&merge, stop - start))
                 try:
                     for i in range(start, stop):
@@ -638,10 +651,13 @@ cdef class Lsm:
                     info = merge_to_table(
                         # Not through the caller's cache: that isn't shared, nor pushed out.
                         self.files, BlockCache(self.files, 0, bypass=True), self._table_path(number), number, flushes,
-                        &merge, stop == len(tables),
+                        &merge, stop == len(tables), collector,
                     )
                 finally:
                     merge_free(&merge)
+                    if collector is not None:
+                        # Before the tables that its cursors stand in are let go of.
+                        merge_free(&collector.elements)
             finally:
                 with nogil:
                     self.versions.release(version)
@@ -655,6 +671,8 @@ cdef class Lsm:
                 self._install(
                     info, current[:newer + start] + new + current[newer + stop:], self.checkpoint, &change
                 )
+                if stable:
+                    self.collected = stable
                 self.compactions += 1
                 self.bytes_compacted += info.size if info is not None else 0
             with nogil:

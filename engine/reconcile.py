@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from everwrite import exchange
 from everwrite.batch import STATES, decode_batch, encode_batch
-from everwrite.clock import compare
+from everwrite.clock import compare, covers
 from everwrite.errors import LocalProtocolError, LogCutError, ProtocolError
 from everwrite.leaf_scan import ITEM, scan_leaves
 from everwrite.parts import as_body, split_state
@@ -265,9 +265,11 @@ class Initiator:
         keys = self._contents.keys(hashes)
         held = exchange.contexts(self._store, keys)
         offers = {key: context for key, context in zip(keys, held, strict=True) if context}
-        answer = _expect((yield Offer(np.array(hashes, np.uint64), offers)), States)
+        horizon = self._store.horizon_dict()
+        answer = _expect((yield Offer(np.array(hashes, np.uint64), offers, horizon)), States)
         self._join(answer)
-        if not set(answer.wanted) <= offers.keys():
+        # Of a key that was collected here, the state is that nothing is left of it.
+        if not horizon and not set(answer.wanted) <= offers.keys():
             raise ProtocolError("malformed answer: it wants keys that weren't offered")
         wanted, left = list(answer.wanted), list(answer.left)
         while wanted or left:
@@ -346,12 +348,17 @@ class Responder:
         self._contents.scan(offer.hashes)
         offered = list(offer.keys)
         others = [key for key in self._contents.keys(offer.hashes.tolist()) if key not in offer.keys]
-        wanted, give = [], others
-        for key, held in zip(offered, exchange.contexts(self._store, offered), strict=True):
-            order = compare(held, offer.keys[key])
-            if order in ("before", "concurrent"):
+        wanted: list[bytes] = []
+        give: list[bytes] = []
+        keys = others + offered
+        collects = offer.horizon or self._store.horizon_dict()
+        for key, held in zip(keys, exchange.contexts(self._store, keys), strict=True):
+            theirs = offer.keys.get(key, offer.horizon)
+            order = compare(held, theirs)
+            # Behind a horizon contexts don't tell who knows more: a late write may have met a delete on one side only.
+            if (collects and theirs) or order in ("before", "concurrent"):
                 wanted.append(key)
-            if order in ("after", "concurrent"):
+            if collects or order in ("after", "concurrent"):
                 give.append(key)
         return self._states(give, wanted)
 
@@ -414,21 +421,30 @@ def sync(a: Database, b: Database) -> Reconciled:
     """Bring two open stores to hold the same: by changes where the logs reach, the rest by reconciliation.
 
     What others write meanwhile may be in or not. When a log was cut past what the other store holds,
-    states are joined, and `applied` of the two may differ although they show the same: `digest` tells.
+    states are joined, and `applied` of the two may differ although they show the same: `digest` tells. A store that
+    lacks what the other may have collected gets a resync of all of it. At the end both report, for `Database.collect`.
     Raises ClockDriftError when the clocks are too far apart, ProtocolError when the stores share an origin.
     """
-    for sender, receiver in ((a, b), (b, a)):
+    pairs = ((a, b), (b, a))
+    # Once a store has taken a resync, its log serves nobody who lacks what was there before: streams come first.
+    for sender, receiver in sorted(pairs, key=lambda pair: not covers(pair[1].applied, pair[0].horizon)):
         _stream(sender, receiver)
     asking, answering = Initiator(a), Responder(b)
     message: bytes | None = asking.start()
     while message is not None:
         message = asking.receive(answering.receive(message))
+    for sender, receiver in pairs:
+        if sender.report():
+            _stream(sender, receiver)
     return asking.result
 
 
 def _stream(sender: Database, receiver: Database) -> None:
     """Apply what the receiver lacks of the sender's log, as far as the log goes."""
     sender.commit()
+    if not covers(receiver.applied, sender.horizon):
+        for states in sender.resync_batches(receiver.applied):
+            receiver.apply(states)
     try:
         stream = sender.open_stream(receiver.applied)
     except LogCutError:

@@ -63,10 +63,14 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Hashes of keys that differ, and the asking side's keys with these hashes and their contexts."""
+    """Hashes of keys that differ, and the asking side's keys with these hashes and their contexts.
+
+    `horizon` is the context of those that the asking side doesn't have.
+    """
 
     hashes: Numbers
     keys: Mapping[bytes, Mapping[int, int]]
+    horizon: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +129,9 @@ def encode_message(message: Message) -> bytes:
                 sums.astype("<u8").tobytes(),
                 listed.tobytes(),
             ]
-        case Offer(hashes, keys):
-            fields = [4, hashes.astype("<u8").tobytes(), [[key, _pack_vector(vector)] for key, vector in keys.items()]]
+        case Offer(hashes, keys, horizon):
+            offers = [[key, _pack_vector(vector)] for key, vector in keys.items()]
+            fields = [4, hashes.astype("<u8").tobytes(), offers, _pack_vector(horizon)]
         case States(batch, wanted, left):
             fields = [5, batch, wanted, left]
         case Push(batch, fetch):
@@ -177,13 +182,21 @@ def _offers(value: object) -> dict[bytes, dict[int, int]]:
         if not isinstance(each, list) or len(each) != 2:
             raise _refuse("an offered key")
         (key,) = _keys([each[0]])
-        vector = _numbers(each[1], "context of a key")
-        if key in offers or not len(vector) or len(vector) % 2 or not vector[1::2].all():
+        offers_of_key = _vector(each[1], f"the context of key {key[:64]!r}")
+        if key in offers or not offers_of_key:
             raise _refuse(f"the context of key {key[:64]!r}, or the key stands in it twice")
-        offers[key] = dict(zip(vector[::2].tolist(), vector[1::2].tolist(), strict=True))
-        if len(offers[key]) * 2 != len(vector):
-            raise _refuse(f"the context of key {key[:64]!r} names an origin twice")
+        offers[key] = offers_of_key
     return offers
+
+
+def _vector(value: object, what: str) -> dict[int, int]:
+    numbers = _numbers(value, what)
+    if len(numbers) % 2 or not numbers[1::2].all():
+        raise _refuse(what)
+    vector = dict(zip(numbers[::2].tolist(), numbers[1::2].tolist(), strict=True))
+    if len(vector) * 2 != len(numbers):
+        raise _refuse(f"{what}, which names an origin twice")
+    return vector
 
 
 def _digests(bits: object, prefixes: object, counts: object, sums: object, items: object) -> Digests:
@@ -234,8 +247,8 @@ def decode_message(data: bytes) -> Message:
             return Ask(_node_bits(bits), _prefixes(prefixes, _node_bits(bits)))
         case [1, 3, bits, prefixes, counts, sums, items]:
             return _digests(bits, prefixes, counts, sums, items)
-        case [1, 4, hashes, offers]:
-            return Offer(_numbers(hashes, "hashes", ascending=True), _offers(offers))
+        case [1, 4, hashes, offers, horizon]:
+            return Offer(_numbers(hashes, "hashes", ascending=True), _offers(offers), _vector(horizon, "the horizon"))
         case [1, 5, batch, wanted, left]:
             return States(_batch(batch), _keys(wanted), _keys(left))
         case [1, 6, batch, fetch]:

@@ -109,6 +109,10 @@ cdef class SalvageStore(StoreMapping):
         # A part of an index may be lost, and whoever takes the states over makes his own.
         self.ranks_off = True
 
+    cdef bint includes(self, uint64_t origin, uint64_t timestamp) noexcept nogil:
+        # What was applied may be lost.
+        return self.key_context(origin) >= timestamp
+
     def feed(self, bytes payload not None):
         """Apply the frame of a log whose payload this is, as far as it can be.
 

@@ -14,7 +14,8 @@ from everwrite.state cimport SPACE_SYSTEM, SPACE_USER
 from everwrite.status cimport Status
 from everwrite.wal_reader cimport WalReader
 
-from everwrite.batch import CLAIM, STATES, encode_batch
+from everwrite.batch import CLAIM, STATES, encode_batch, encode_horizon
+from everwrite.clock import covers
 from everwrite.errors import ClosedError, LogCutError, ProtocolError
 from everwrite.parts import as_body, split_state
 from everwrite.stream import Stream
@@ -110,7 +111,8 @@ cdef class Store(InboundKeyspace):
         """A `Stream` of all that a store whose applied vector is `since` lacks.
 
         `since`: mapping of origin to timestamp. `store_ids`: only origins of these stores; None: all.
-        Raises LogCutError when the log no longer reaches back that far: use `resync_batches` first.
+        Raises LogCutError when the log no longer reaches back that far, or this store may have collected what
+        the receiver still has: use `resync_batches` first.
         """
         if self.closed:
             raise ClosedError(f"{self.path}: the store is closed")
@@ -118,7 +120,10 @@ cdef class Store(InboundKeyspace):
         with nogil:
             self.lock()
         index = list(self.log_index)
+        horizon = vector_dict(&self.horizon)
         self.unlock()
+        if not covers(since, horizon):
+            raise LogCutError(f"{self.path}: the receiver lacks what lies behind the horizon; a full resync is needed")
         best = None
         for position, vector in index:
             if all(
@@ -142,9 +147,12 @@ cdef class Store(InboundKeyspace):
         cdef Vector held
         cdef uint64_t count
         cdef size_t batches = 0
-        cdef Buffer body
+        cdef Buffer states
         cdef int status
-        claim = self.applied_dict()
+        claim, horizon = self._applied_and_horizon()
+        settled = covers(since, horizon)
+        # Of a key that was collected nothing is sent: whoever lacks what the horizon covers gets all others.
+        sent = since if settled else {}
         resync = self._name_resync()
         start = bytes([SPACE_SYSTEM])
         while start is not None:
@@ -152,14 +160,18 @@ cdef class Store(InboundKeyspace):
                 status = self._write_log(True)
             self._check(status)
             vector_init(&held)
-            buffer_init(&body)
+            buffer_init(&states)
             try:
-                vector_load(&held, since)
-                start, count, large = self._collect_states(start, &held, &body)
-                data = body.data[: body.size] if body.size else b""
+                vector_load(&held, sent)
+                start, count, large = self._collect_states(start, &held, &states)
+                data = states.data[: states.size] if states.size else b""
             finally:
                 vector_free(&held)
-                buffer_free(&body)
+                buffer_free(&states)
+            if self.horizon_dict() != horizon:
+                # Keys that were collected meanwhile must not be taken for ones that the old horizon speaks of.
+                yield from self.resync_batches(since, store_ids)
+                return
             # States may carry what was written since: it must be durable before it leaves.
             with nogil:
                 status = self._write_log(True)
@@ -173,7 +185,16 @@ cdef class Store(InboundKeyspace):
                     batches += 1
         # Only for whoever holds `since`: states that it covers weren't sent.
         spans = [(origin, min(since.get(origin, 0), upto), upto) for origin, upto in claim.items()]
-        yield encode_batch(CLAIM, spans, batches, b"", resync=resync, index=batches)
+        body = b"" if settled else encode_horizon(horizon)
+        yield encode_batch(CLAIM, spans, batches, body, resync=resync, index=batches)
+
+    def _applied_and_horizon(self):
+        with nogil:
+            self.lock()
+        try:
+            return vector_dict(&self.applied), vector_dict(&self.horizon)
+        finally:
+            self.unlock()
 
     def _name_resync(self):
         """A number that no other resync has: two that reach a store together must not be taken for one."""

@@ -26,7 +26,7 @@ from everwrite.coding cimport (
     reader_of,
     slice_of,
 )
-from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM
+from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_HORIZON
 from everwrite.state cimport Head
 from everwrite.status cimport Status, check, fault_corrupt
 from everwrite.store cimport Store
@@ -115,8 +115,8 @@ cdef class Stream:
         cdef int status = Status.OK
         cdef int pushed
         taken[0] = 0
-        if kind == FRAME_CLAIM:
-            # This store learned these updates as states: they were never in its log.
+        if kind == FRAME_CLAIM or kind == FRAME_HORIZON:
+            # This store learned these updates as states, they were never in its log; or it may have forgotten them.
             count = get_varint(&r)
             for _i in range(count):
                 origin = get_u64(&r)
@@ -258,7 +258,9 @@ cdef class Stream:
                         if status == Status.OK:
                             status = 1
         if status == Status.ERR_GUARD:
-            raise LogCutError("the receiver lacks updates that this store learned by a resync, not from a log")
+            raise LogCutError(
+                "the receiver lacks updates that this store learned by a resync, not from a log, or may have collected"
+            )
         if self.failure is not None:
             raise self.failure
         check(status)

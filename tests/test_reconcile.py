@@ -374,4 +374,4 @@ def test_limits() -> None:
     with pytest.raises(ProtocolError, match="limit is 1024"):
         Responder(store).receive(msgpack.packb([1, 2, 14, many.astype("<u8").tobytes()]))
     with pytest.raises(ProtocolError, match="limit is 512"):
-        Responder(store).receive(msgpack.packb([1, 4, np.arange(513, dtype="<u8").tobytes(), []]))
+        Responder(store).receive(msgpack.packb([1, 4, np.arange(513, dtype="<u8").tobytes(), [], b""]))

@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
+from everwrite.stability import Stability
 from tests.reference.model import newer_register
 from tests.reference.model_store import ModelStore
+from tests.reference.vocabulary import Vector
+from tests.simulation import direct
+from tests.simulation.direct import DirectScenario
 from tests.simulation.runner import SeedFailed, run_seed, run_seeds
 from tests.support import ROOT
 
@@ -37,10 +41,20 @@ def test_the_model_converges_too() -> None:
 
 def test_runs_meet_what_they_are_for() -> None:
     counts = run_seeds("sessions", "engine", range(60))
-    for what in ("breaks", "crashes", "cuts", "log clock_drift", "lost effects", "pulls", "resyncs", "stops", "tables"):
+    for what in (
+        "breaks",
+        "crashes",
+        "cuts",
+        "horizons",
+        "log clock_drift",
+        "lost effects",
+        "pulls",
+        "resyncs",
+        "stops",
+    ):
         assert counts[what], f"no run had any {what}"
     counts = run_seeds("direct", "engine", range(60))
-    for what in ("GapError", "crashes", "log cuts", "reaped"):
+    for what in ("GapError", "crashes", "horizons", "log cuts", "reaped"):
         assert counts[what], f"no run had any {what}"
 
 
@@ -89,3 +103,31 @@ def test_canary(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*CANARIES[broken])
     with pytest.raises(SeedFailed, match=r"replay: python -m tests\.simulation --mode \w+ --store model --seed \d+"):
         run_seeds("sessions", "model", range(300))
+
+
+def what_one_holds(own: int, applied: Vector, members: object, reports: object) -> Stability:
+    """A horizon that waits for nobody."""
+    return Stability(dict(applied))
+
+
+def collect_by_watermarks(scenario: DirectScenario) -> None:
+    """A horizon from vectors that are taken outside of the streams: the least of what all hold now."""
+    region = scenario.random.choice(scenario.regions)
+    if scenario.collects:
+        vectors = [each.replica.store.durable_vector_now() for each in scenario.regions]
+        horizon = {origin: min(vector.get(origin, 0) for vector in vectors) for origin in vectors[0]}
+        region.replica.store.raise_horizon(horizon)
+        region.replica.collect([each.disk.number for each in scenario.regions], merge_tables=True)
+
+
+def test_the_simulator_finds_a_horizon_without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("everwrite.upkeep.stable_horizon", what_one_holds)
+    with pytest.raises(SeedFailed, match=r"must (show|have)"):
+        run_seeds("direct", "engine", range(1000))
+
+
+def test_the_simulator_finds_reports_taken_out_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [collect_by_watermarks if step is DirectScenario.collect else step for step in direct.STEPS]
+    monkeypatch.setattr(direct, "STEPS", tuple(steps))
+    with pytest.raises(SeedFailed, match=r"must (show|have)"):
+        run_seeds("direct", "engine", range(1000))

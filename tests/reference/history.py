@@ -25,11 +25,13 @@ class Pulled(NamedTuple):
 class History:
     """Every effect that was ever issued, by key and dot.
 
-    `shipments` says which whole states travel through code under test, by the bytes in which they do.
+    `shipments` says which whole states travel through code under test, by the bytes in which they do. `collected`
+    covers what any store may have dropped for being stable.
     """
 
     effects: dict[bytes, dict[Dot, Effect]] = field(default_factory=dict)
     shipments: dict[bytes, list[Pulled]] = field(default_factory=dict)
+    collected: Vector = field(default_factory=dict)
 
     def of_key(self, key: bytes) -> dict[Dot, Effect]:
         return self.effects.setdefault(key, {})

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from everwrite.batch import CLAIM, decode_batch
+from everwrite.clock import merge
 from tests.reference.history import History, Pulled
 from tests.reference.oracle import Effect, plan, plan_reap, view
 from tests.reference.vocabulary import Dot, Reply, Request, Vector, covers
@@ -72,7 +74,8 @@ class Replica:
         """The store shows what the history says, now, and knows what it knows."""
         shown, expected = self.store.reading(key), view(self.seen(key), so_far=True).reading(self.store.now_ms())
         assert shown == expected, f"{key!r} on {self.store.origin:#x} shows {shown!r}, but must show {expected!r}"
-        held, context = self.store.context(key), self.context(key)
+        # What any store has collected counts as seen, whoever knows of it.
+        held, context = (merge(each, self.history.collected) for each in (self.store.context(key), self.context(key)))
         assert held == context, f"{key!r} on {self.store.origin:#x} has the context {held}, but must have {context}"
 
     # What clients do.
@@ -109,6 +112,14 @@ class Replica:
             self.history.record(draft, seen, Dot(timestamp, self.store.origin))
         return len(reaped)
 
+    def collect(self, members: Collection[int], *, merge_tables: bool) -> bool:
+        """Let the store drop what all members are known to hold; nothing that it shows may change."""
+        raised: bool = self.store.collect(members, merge_tables=merge_tables)
+        self.history.collected = merge(self.history.collected, self.store.horizon)
+        for key in self.history.effects:
+            self.check(key)
+        return raised
+
     # What replication does.
 
     def open_stream(self, since: Mapping[int, int], store_ids: Collection[int] | None = None) -> WatchedStream:
@@ -140,7 +151,10 @@ class Replica:
 
     def resync_batches(self, since: Mapping[int, int], store_ids: Collection[int] | None = None) -> Iterator[bytes]:
         for batch in self.store.resync_batches(since, store_ids):
-            seen = {key: self.seen_dots(key) for key in self.history.effects}
+            # Of keys that were collected nothing is sent: what has become of them, the claim says.
+            claims = decode_batch(batch).kind == CLAIM
+            keys = [key for key in self.history.effects if claims is not bool(self.store.kept_context(key))]
+            seen = {key: self.seen_dots(key) for key in keys}
             lacking = [
                 Pulled(None, key, dots)
                 for key, dots in seen.items()

@@ -60,7 +60,7 @@ class EngineDisk:
         self._random = random
         self._durability = durability
         self._files = MemoryFiles()
-        self._memtable_bytes = random.choice((2 << 10, 16 << 10, 1 << 20))
+        self._memtable_bytes = random.choice((4 << 10, 16 << 10, 1 << 20))
         self._segment_bytes = random.choice((4 << 10, 16 << 10, 1 << 20))
         self._log_keep_bytes = random.choice((512, 4 << 10, 1 << 20))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 from everwrite import access, ordered_access, register_access
 from everwrite.batch import decode_batch
+from everwrite.clock import merge
 from everwrite.database import Database
 from everwrite.errors import InsufficientRightsError, NotAnIntegerError, OverflowError, WrongTypeError
 from everwrite.kinds import KIND_NUMBERS
@@ -116,7 +117,22 @@ class EngineStore:
 
     def context(self, key: bytes) -> Vector:
         """The updates of the key that its state includes."""
-        return {origin: timestamp for origin, timestamp in self.database.why(key)["context"].items() if timestamp}
+        return {
+            origin: stamp for origin, stamp in merge(self.kept_context(key), self.database.horizon).items() if stamp
+        }
+
+    def kept_context(self, key: bytes) -> Vector:
+        """What of the context stands with the key; nothing when the key was collected."""
+        context: Vector = self.database.why(key)["context"]
+        return context
+
+    def collect(self, members: Collection[int], *, merge_tables: bool) -> bool:
+        """Raise the horizon, as far as reports go, and maybe drop what lies behind it. Whether it was raised."""
+        before = self.database.horizon
+        self.database.collect(members)
+        if merge_tables:
+            self.database.compact(keep_log=True)
+        return self.database.horizon != before
 
     def key_model(self, key: bytes) -> KeyState:
         """The key's whole state, as the model holds one."""

@@ -12,6 +12,7 @@ from tests.reference.model import normal
 from tests.reference.vocabulary import Dot, Request, Vector, Verb, covers
 from tests.simulation.digests import check_digests
 from tests.simulation.disks import Disk
+from tests.simulation.engine_store import EngineStore
 from tests.simulation.network import Network
 from tests.simulation.node import Node
 from tests.simulation.world import World
@@ -37,6 +38,7 @@ class Plan:
     faults: int
     skew_ms: tuple[int, ...]
     heavy: float  # probability of a long write
+    collections: int
 
 
 def make_plan(random: Random) -> Plan:
@@ -55,6 +57,7 @@ def make_plan(random: Random) -> Plan:
         # Within the bound of 500 ms between any two.
         skew_ms=tuple(random.randrange(-200, 200) if skewed else 0 for _ in range(regions)),
         heavy=random.choice((0.0, 0.0, 0.7)),
+        collections=random.choice((0, 5, 20)),
     )
 
 
@@ -70,6 +73,7 @@ class Scenario:
         self.history = History()
         # Answered requests whose updates must survive: their node's durability is `always`.
         self.promised: list[Dot] = []
+        self.collects = False
         self.nodes = [
             Node(self.world, self.network, self.history, make_disk(number, self.random, durability))
             for number, durability in enumerate(self.plan.durability, 1)
@@ -86,6 +90,8 @@ class Scenario:
             self.world.after(self.random.random() * self.plan.seconds, self.operate)
         for _ in range(self.plan.faults):
             self.world.after(self.random.random() * self.plan.seconds, self.random.choice(FAULTS), self)
+        for _ in range(self.plan.collections):
+            self.world.after(self.random.random() * self.plan.seconds, self.collect)
         self.world.run_until(self.plan.seconds)
         self.settle()
         self.check()
@@ -183,6 +189,18 @@ class Scenario:
         if node.up:
             node.reap()
 
+    def collect(self) -> None:
+        """What a server's upkeep may do: reports are the replication machine's own."""
+        node = self.random.choice(self.nodes)
+        if node.up and isinstance(node.store, EngineStore):
+            self.collects = True
+            members = [each.disk.number for each in self.nodes]
+            node.enter()
+            node.disk.heal()
+            raised = node.replica.collect(members, merge_tables=self.random.random() < 0.7)
+            self.world.count("horizons", raised)
+            self.world.tell(f"{node} collects: {node.store.horizon}")
+
     # The end.
 
     def settle(self) -> None:
@@ -229,6 +247,8 @@ class Scenario:
                 node.replica.check(key)
                 shown = node.store.reading(key)
                 assert shown == wanted, f"{node} shows {shown!r} for {key!r}, but must show {wanted!r}"
+            if self.collects:
+                continue
             # Also what doesn't show: hidden kinds, floors, tombstones.
             states = [normal(node.store.key_model(key)) for node in self.nodes]
             assert all(state == states[0] for state in states), f"the states of {key!r} differ: {states}"
