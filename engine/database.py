@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from itertools import islice
-from typing import Any, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex
 
 from everwrite import access, explain
 from everwrite.clock import merge
@@ -439,6 +439,9 @@ class Database(Upkeep, MutableMapping[bytes, bytes]):
     def system_get(self, name: bytes) -> bytes | None:
         """The value of a system register: replicated like a key, apart from users' keys."""
         return access.system_get(self, name)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a store can't be copied or pickled: open its folder where it is needed, or take a backup")
 
     def system_set(self, name: bytes, value: bytes) -> None:
         """Write a system register; the last writer wins."""

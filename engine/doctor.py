@@ -214,6 +214,7 @@ class _Patient:
 
     def _try_to_open(self) -> None:
         """Open it as the engine would, on copies, and check what the entries say together."""
+        self.report.keys = None
         if any(damage.path.endswith((".table", "manifest")) for damage in self.report.damages):
             self.report.notes.append("what the entries say together wasn't checked, because of damage")
             return

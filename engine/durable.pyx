@@ -26,10 +26,10 @@ from everwrite.background import close_in_forks, new_worker, start_tending
 from everwrite.errors import ConfigError, CorruptionError, StorageError
 from everwrite.files import PosixFiles
 from everwrite.identity import Identity, decode_identity, encode_identity, next_identity, place_of
-from everwrite.options import path_of, size_of
+from everwrite.options import number_of, path_of
 from everwrite.refusals import RETRY_SECONDS
 from everwrite.waiting import Alarm, end_threads, pause
-from everwrite.wal_recovery import open_log
+from everwrite.wal_recovery import SEGMENT_BYTES_MIN, open_log
 
 DURABILITIES = ("always", "interval", "os")
 # A wall clock that steps sends every thread to write IDENTITY at once. One lock for all stores: it is rarely needed.
@@ -77,10 +77,11 @@ cdef class DurableKeyspace(RefusingKeyspace):
         self.durability = durability
         self.sync_always = durability == "always"
         self.files = PosixFiles() if files is None else files
-        self.log_keep_bytes = size_of("log_keep_bytes", log_keep_bytes, 0)
-        self.memtable_bytes = size_of("memtable_bytes", memtable_bytes, 1)
-        block_cache_bytes = size_of("block_cache_bytes", block_cache_bytes, 0)
-        self.clock = HybridClock(max_clock_drift_ms)
+        self.log_keep_bytes = number_of("log_keep_bytes", log_keep_bytes, 0)
+        self.memtable_bytes = number_of("memtable_bytes", memtable_bytes, 1)
+        segment_bytes = number_of("segment_bytes", segment_bytes, SEGMENT_BYTES_MIN)
+        block_cache_bytes = number_of("block_cache_bytes", block_cache_bytes, 0)
+        self.clock = HybridClock(number_of("max_clock_drift_ms", max_clock_drift_ms, 0))
         self.clock.manual_ms = now_ms
         self.log_index = []
         self.durable_vector = {}

@@ -9,20 +9,20 @@ from typing import SupportsIndex
 
 from everwrite.errors import ConfigError
 
-__all__ = ["path_of", "size_of"]
+__all__ = ["number_of", "path_of"]
 
-_SIZE_LIMIT = 1 << 62
+_LIMIT = 1 << 62
 
 
-def size_of(name: str, value: SupportsIndex, least: int) -> int:
-    """The bytes that an option gives. Raises ConfigError when it is no integer, less than `least`, or absurd."""
+def number_of(name: str, value: SupportsIndex, least: int) -> int:
+    """The integer that an option gives. Raises ConfigError when it is none, less than `least`, or absurd."""
     try:
-        size = operator.index(value)
+        number = operator.index(value)
     except TypeError:
-        raise ConfigError(f"{name} is {value!r}; it must be an integer, a number of bytes") from None
-    if not least <= size <= _SIZE_LIMIT:
-        raise ConfigError(f"{name} is {size}; it must be at least {least}, and at most {_SIZE_LIMIT}")
-    return size
+        raise ConfigError(f"{name} is {value!r}; it must be an integer") from None
+    if not least <= number <= _LIMIT:
+        raise ConfigError(f"{name} is {number}; it must be at least {least}, and at most {_LIMIT}")
+    return number
 
 
 def path_of(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:

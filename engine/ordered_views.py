@@ -507,7 +507,9 @@ class SequenceView(View, Sequence[bytes]):
         """Remove the first item and return its value. Raises IndexError when there is none."""
         return self.pop(0)
 
-    def __setitem__(self, index: int, value: bytes) -> None:
+    def __setitem__(self, index: int | slice[int | None, int | None, int | None], value: bytes) -> None:
+        if isinstance(index, slice):
+            raise TypeError("a slice can't be replaced as a whole: delete it, and insert_all at its start")
         if not ordered_access.sequence_set_at(self._store, self.key, *_from_end(index), _bytes(value)):
             raise IndexError(f"sequence {self.key!r} has no item {index}")
 

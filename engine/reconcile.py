@@ -423,8 +423,12 @@ def sync(a: Database, b: Database) -> Reconciled:
     What others write meanwhile may be in or not. When a log was cut past what the other store holds,
     states are joined, and `applied` of the two may differ although they show the same: `digest` tells. A store that
     lacks what the other may have collected gets a resync of all of it. At the end both report, for `Database.collect`.
-    Raises ClockDriftError when the clocks are too far apart, ProtocolError when the stores share an origin.
+    Raises ClockDriftError when the clocks are too far apart, ProtocolError when the stores share an origin, TypeError
+    for anything but open stores: snapshots are read-only.
     """
+    for store in (a, b):
+        if not isinstance(store, Store):
+            raise TypeError(f"{store!r} isn't an open store: give what everwrite.open returned")
     pairs = ((a, b), (b, a))
     # Once a store has taken a resync, its log serves nobody who lacks what was there before: streams come first.
     for sender, receiver in sorted(pairs, key=lambda pair: not covers(pair[1].applied, pair[0].horizon)):

@@ -32,8 +32,8 @@ class Report:
     """The outcome of an inspection of the store at `path`.
 
     `damages`: what is wrong, empty when all is well; `notes`: what an operator may want to know but is no damage;
-    `files` and `bytes`: how much was read; `keys`: live keys seen; `entries`: entries of the ordered map seen;
-    `frames`: frames of the log seen.
+    `files` and `bytes`: how much was read; `keys`: live keys seen, None when the store can't be opened to count them;
+    `entries`: entries of the ordered map seen; `frames`: frames of the log seen.
     """
 
     path: str
@@ -41,7 +41,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
-    keys: int = 0
+    keys: int | None = 0
     entries: int = 0
     frames: int = 0
 
@@ -55,7 +55,8 @@ class Report:
         return {"ok": self.ok, **asdict(self)}
 
     def __str__(self) -> str:
-        seen = f"{self.files} files, {self.bytes} bytes, {self.keys} keys"
+        keys = "keys not counted" if self.keys is None else f"{self.keys} keys"
+        seen = f"{self.files} files, {self.bytes} bytes, {keys}"
         lines = [f"{self.path}: {'no damage' if self.ok else f'{len(self.damages)} damaged places'} ({seen})"]
         lines += [f"  damage: {damage}" for damage in self.damages]
         lines += [f"  note: {note}" for note in self.notes]

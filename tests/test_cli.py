@@ -63,6 +63,7 @@ def ew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 def test_version(ew: Command) -> None:
     assert ew.output("version").startswith("everwrite ")
+    assert ew.output("--version").startswith("everwrite")
     assert set(json.loads(ew.output("version", "--output=json"))) == {"everwrite", "python"}
 
 

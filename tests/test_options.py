@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ def db() -> Database:
     return everwrite.open("/data", "os", files=MemoryFiles(), background=False)
 
 
-@pytest.mark.parametrize("option", ["memtable_bytes", "block_cache_bytes", "log_keep_bytes"])
+@pytest.mark.parametrize(
+    "option", ["memtable_bytes", "block_cache_bytes", "log_keep_bytes", "segment_bytes", "max_clock_drift_ms"]
+)
 @pytest.mark.parametrize("value", [-1, 1 << 63, 1.5, "64", None])
 def test_a_size_that_can_t_be_is_named(tmp_path: Path, option: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=option):
@@ -93,3 +97,22 @@ def test_a_batch_of_which_one_bit_has_flipped_changes_nothing(db: Database) -> N
     assert not list(db)
     db.apply(batch)
     assert db[b"title"] == b"Groceries"
+
+
+def test_a_store_is_neither_copied_nor_pickled(db: Database) -> None:
+    for way in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="can't be copied or pickled"):
+            way(db)
+
+
+def test_only_open_stores_are_synced(db: Database) -> None:
+    for wrong in (None, {}, db.snapshot()):
+        with pytest.raises(TypeError, match="isn't an open store"):
+            everwrite.sync(db, wrong)  # type: ignore[arg-type]
+
+
+def test_a_slice_of_a_sequence_isn_t_replaced(db: Database) -> None:
+    db.sequence(b"sequence").extend([b"one", b"two"])
+    with pytest.raises(TypeError, match="a slice can't be replaced"):
+        db.sequence(b"sequence")[0:1] = [b"three"]  # type: ignore[assignment]
+    assert list(db.sequence(b"sequence")) == [b"one", b"two"]
