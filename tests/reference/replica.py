@@ -150,15 +150,16 @@ class Replica:
                 other.pulled.append(Pulled(None, key, mine))
 
     def resync_batches(self, since: Mapping[int, int], store_ids: Collection[int] | None = None) -> Iterator[bytes]:
+        # To whoever lacks what lies behind the horizon all keys are sent, those that it has, too.
+        settled = all(since.get(origin, 0) >= stamp for origin, stamp in getattr(self.store, "horizon", {}).items())
+        covered = dict(since) if settled else {}
         for batch in self.store.resync_batches(since, store_ids):
             # Of keys that were collected nothing is sent: what has become of them, the claim says.
             claims = decode_batch(batch).kind == CLAIM
             keys = [key for key in self.history.effects if claims is not bool(self.store.kept_context(key))]
             seen = {key: self.seen_dots(key) for key in keys}
             lacking = [
-                Pulled(None, key, dots)
-                for key, dots in seen.items()
-                if not all(covers(dict(since), dot) for dot in dots)
+                Pulled(None, key, dots) for key, dots in seen.items() if not all(covers(covered, dot) for dot in dots)
             ]
             if lacking:
                 self.history.shipments[batch] = lacking
