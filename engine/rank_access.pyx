@@ -75,25 +75,34 @@ cdef object _member_at(Store store, bytes key, uint64_t rank, bint from_end, int
 
 def sorted_set_slice(Store store not None, bytes key not None, index not None, bint remove=False):
     """The members with the ranks that a slice names, in its order, as (member, score); taken out with `remove`."""
+    return _slice(store, key, KIND_SORTED_SET, index, remove)
+
+
+cdef list _slice(Store store, bytes key, int kind, index, bint remove):
+    """The elements of a sorted set or sequence that a slice names, at one moment, as (name, what it holds)."""
     cdef Slice name = bytes_slice(key)
     cdef Slice* slices = NULL
     cdef int64_t count = 0
     cdef size_t taken
     cdef int status = Status.OK
-    found = []
+    cdef list found = []
     with nogil:
         store.lock()
     try:
         with nogil:
-            status = store.op_cardinality(name, KIND_SORTED_SET, &count)
+            status = store.op_cardinality(name, kind, &count)
         if status >= 0:
-            found = _members_in(store, key, range(*index.indices(count)), &status)
+            wanted = range(*index.indices(count))
+            if kind == KIND_SORTED_SET:
+                found = _members_in(store, key, wanted, &status)
+            else:
+                found = _items_in(store, key, wanted, &status)
         if status >= 0 and remove and found:
-            members = [member for member, _ in found]
-            slices = bytes_slices(members)
-            taken = len(members)
+            names = [each for each, _ in found]
+            slices = bytes_slices(names)
+            taken = len(names)
             with nogil:
-                status = store.op_remove_elements(name, KIND_SORTED_SET, slices, taken, &count)
+                status = store.op_remove_elements(name, kind, slices, taken, &count)
     finally:
         free(slices)
         store.unlock()
@@ -171,33 +180,7 @@ def sorted_set_pop_at(Store store not None, bytes key not None, uint64_t rank, b
 
 def sequence_slice(Store store not None, bytes key not None, index not None, bint remove=False):
     """The items with the indexes that a slice names, in its order, as (position, value); taken out with `remove`."""
-    cdef Slice name = bytes_slice(key)
-    cdef Slice* slices = NULL
-    cdef int64_t count = 0
-    cdef size_t taken
-    cdef int status = Status.OK
-    found = []
-    with nogil:
-        store.lock()
-    try:
-        with nogil:
-            status = store.op_cardinality(name, KIND_SEQUENCE, &count)
-        if status >= 0:
-            found = _items_in(store, key, range(*index.indices(count)), &status)
-        if status >= 0 and remove and found:
-            positions = [position for position, _ in found]
-            slices = bytes_slices(positions)
-            taken = len(positions)
-            with nogil:
-                status = store.op_remove_elements(name, KIND_SEQUENCE, slices, taken, &count)
-    finally:
-        free(slices)
-        store.unlock()
-    if remove:
-        store._checked_commit(status)
-    else:
-        store._check(status)
-    return found
+    return _slice(store, key, KIND_SEQUENCE, index, remove)
 
 
 cdef list _items_in(Store store, bytes key, indexes, int* status):

@@ -131,7 +131,7 @@ cdef class WalWriter:
             status = self._make_room(need)
         if status == Status.OK and self._in_place(size):
             # It must not come before what waits to be written.
-            status = self.flush()
+            status = self.flush() if self._pending.size else <int>Status.OK
             need = min(need, WAL_FRAME_BYTES + LARGE_FRAME_BYTES)
         # What comes may be smaller than what room was asked for.
         if status == Status.OK and (self.buffered or self._current.data == NULL):
@@ -159,7 +159,7 @@ cdef class WalWriter:
         wal_put_frame(at, self.end, self.durable, parts, count, <uint32_t>size)
         self.appended_bytes += WAL_FRAME_BYTES + size
         self.end += WAL_FRAME_BYTES + size
-        if self._in_place(size):
+        if self._pending.size == 0:
             ew_raise(&self.written, self.end)
         return Status.OK
 

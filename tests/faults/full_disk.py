@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import sys
 from collections import Counter
@@ -17,7 +16,7 @@ import everwrite
 from everwrite.memory_files import MemoryFiles
 from everwrite.watched_files import WatchedFiles
 from tests.faults.matrix import Broken, make_fault_steps
-from tests.faults.script import Run, Step, make_options, shown_by
+from tests.faults.script import Run, Step, fault_arguments, make_options, shown_by
 from tests.reference.dictionary import Operation, State, apply_to
 
 NEEDS_SPACE = {"create", "write", "allocate"}
@@ -165,11 +164,7 @@ def fill_disk(seed: int, durability: str, count: int, *, stride: int = 1) -> Cou
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.full_disk", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=1, help="number of seeds")
-    parser.add_argument("--durability", choices=("always", "interval", "os"), default="always")
-    parser.add_argument("--steps", type=int, default=60)
+    parser = fault_arguments("full_disk", __doc__)
     arguments = parser.parse_args()
     for seed in range(arguments.seed, arguments.seed + arguments.count):
         print(seed, dict(fill_disk(seed, arguments.durability, arguments.steps)), flush=True)

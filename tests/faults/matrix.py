@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
 import sys
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 import everwrite
 from everwrite.memory_files import MemoryFiles
 from everwrite.watched_files import WatchedFiles
-from tests.faults.script import FOLDER, Run, Step, make_options, make_steps, shown_by
+from tests.faults.script import FOLDER, Run, Step, fault_arguments, make_options, make_steps, shown_by
 from tests.reference.dictionary import Operation, State, apply_to, outcomes
 
 # Which errors each call can meet. "short": some of it is written, then the disk is full.
@@ -242,13 +241,7 @@ def fail_every_call(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.matrix", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=1, help="number of seeds")
-    parser.add_argument("--durability", choices=("always", "interval", "os"), default="always")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--stride", type=int, default=1)
-    parser.add_argument("--only", choices=sorted(FAULTS), action="append", help="only calls of this kind")
+    parser = fault_arguments("matrix", __doc__, only=FAULTS)
     arguments = parser.parse_args()
     for seed in range(arguments.seed, arguments.seed + arguments.count):
         counts = fail_every_call(

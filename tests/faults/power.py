@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 import everwrite
 from everwrite.memory_files import MemoryFiles
 from everwrite.watched_files import WatchedFiles
-from tests.faults.script import FOLDER, Backup, Run, make_options, make_steps, shown_by
+from tests.faults.script import FOLDER, Backup, Run, fault_arguments, make_options, make_steps, shown_by
 from tests.reference.dictionary import Operation, State, apply, apply_to, kind_of
 
 # These change nothing on a disk: power lost before one is power lost before the next that does.
@@ -127,11 +126,7 @@ def lose_power(seed: int, durability: str, steps: int) -> Counter[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.power", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=1, help="number of seeds")
-    parser.add_argument("--durability", choices=("always", "interval", "os"), default="always")
-    parser.add_argument("--steps", type=int, default=150)
+    parser = fault_arguments("power", __doc__, steps=150)
     arguments = parser.parse_args()
     for seed in range(arguments.seed, arguments.seed + arguments.count):
         print(seed, dict(lose_power(seed, arguments.durability, arguments.steps)), flush=True)

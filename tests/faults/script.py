@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal
@@ -213,3 +215,18 @@ def shown_by(db: everwrite.Database) -> State:
     strings = {key: value for key, value in shown.items() if isinstance(value, bytes)}
     assert dict(db.scan()) == strings, "a scan shows other keys than reading each"
     return shown
+
+
+def fault_arguments(
+    runner: str, description: str | None, *, steps: int = 60, only: Iterable[str] = ()
+) -> argparse.ArgumentParser:
+    """What the command of each fault run takes; with `only`, which kinds of calls, too."""
+    parser = argparse.ArgumentParser(prog=f"python -m tests.faults.{runner}", description=description)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=1, help="number of seeds")
+    parser.add_argument("--durability", choices=("always", "interval", "os"), default="always")
+    parser.add_argument("--steps", type=int, default=steps)
+    if only:
+        parser.add_argument("--stride", type=int, default=1)
+        parser.add_argument("--only", choices=sorted(only), action="append", help="only calls of this kind")
+    return parser

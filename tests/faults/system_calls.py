@@ -6,7 +6,6 @@ the loops around the system's own calls: an interrupted or short one must not sh
 
 from __future__ import annotations
 
-import argparse
 import errno
 import shutil
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 import everwrite
 from everwrite.faulty_files import FaultyFiles
 from tests.faults.matrix import Broken, FaultyRun, clear, make_fault_steps
-from tests.faults.script import FOLDER, Run, Step, make_options, shown_by
+from tests.faults.script import FOLDER, Run, Step, fault_arguments, make_options, shown_by
 from tests.reference.dictionary import State
 
 # Half of what was asked is done, but at least a byte: nothing means the end of a file.
@@ -182,13 +181,7 @@ def fail_every_call(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.system_calls", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--count", type=int, default=1, help="number of seeds")
-    parser.add_argument("--durability", choices=("always", "interval", "os"), default="always")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--stride", type=int, default=1)
-    parser.add_argument("--only", choices=sorted(FAULTS), action="append", help="only calls of this kind")
+    parser = fault_arguments("system_calls", __doc__, only=FAULTS)
     parser.add_argument("--unmapped", action="store_true", help="on a file system whose files can't be mapped")
     arguments = parser.parse_args()
     for seed in range(arguments.seed, arguments.seed + arguments.count):
