@@ -1,10 +1,13 @@
 """Files in memory, which crash and fail on demand. For tests and the simulator.
 
-Thread safety: none. One thread at a time, with or without the GIL.
+Calls on handles may come from several threads, with or without the GIL, as with any files.
 """
+
+from libc.stdint cimport uint64_t
 
 from everwrite.files cimport Files
 from everwrite.memory_content cimport Content, MemoryFile
+from everwrite.threads cimport pthread_mutex_t
 
 
 cdef class MemoryFiles(Files):
@@ -21,11 +24,15 @@ cdef class MemoryFiles(Files):
     cdef list _injections     # armed failures
     cdef bint _armed          # whether there are any
     cdef public bint maps_for_reading
+    cdef pthread_mutex_t _mutex  # over the contents and their table; whoever holds it doesn't ask for the GIL
 
     cdef int _open(self, bytes path, int mode) except? -1
     cdef _set_names(self, bytes folder, changes)
     cdef _restore_names(self, names)
     cdef Content* _content(self, int handle) noexcept nogil
+    cdef Content* _enter(self, int handle) noexcept nogil
+    cdef void _leave(self) noexcept nogil
+    cdef int _set_size(self, int handle, uint64_t size, bint shrinks, int number, const char* what) noexcept nogil
     cdef int _fails(self, int operation, int handle, const char* path, size_t* partial) noexcept nogil
     cdef int _fault(self, int handle, const char* path, int number, const char* what) noexcept nogil
     cdef int _fault_at(self, int handle, int number, const char* what) noexcept with gil

@@ -33,6 +33,12 @@ from everwrite.memory_content cimport (
 )
 from everwrite.pins cimport counted_init
 from everwrite.status cimport Status, fault_io
+from everwrite.threads cimport (
+    pthread_mutex_destroy,
+    pthread_mutex_init,
+    pthread_mutex_lock,
+    pthread_mutex_unlock,
+)
 
 cdef enum Operation:
     ON_OPEN
@@ -119,10 +125,12 @@ cdef class MemoryFiles(Files):
     """Files in memory: the same interface, fast, with crashes and failures on demand.
 
     One object is one disk: it outlives the stores that are opened on it. `maps_for_reading`: whether files can be
-    mapped for reading, False at first. Thread safety: none; one thread at a time.
+    mapped for reading, False at first. Thread safety: that of files, but whoever stores into a mapping, and whoever
+    calls one of the methods that only these files have, must be the only one at work.
     """
 
     def __cinit__(self):
+        pthread_mutex_init(&self._mutex, NULL)
         self._names = {}
         self._unsynced_names = []
         self._folders = {b"/", b"."}
@@ -134,12 +142,21 @@ cdef class MemoryFiles(Files):
 
     def __dealloc__(self):
         free(self._contents)
+        pthread_mutex_destroy(&self._mutex)
 
     cdef Content* _content(self, int handle) noexcept nogil:
         cdef Py_ssize_t slot = handle & ((1 << SLOT_BITS) - 1)
         if handle < 0 or handle >> SLOT_BITS != self._generation or slot >= self._content_capacity:
             return NULL
         return self._contents[slot]
+
+    cdef Content* _enter(self, int handle) noexcept nogil:
+        """The content, for the caller alone until `_leave`; between the two nobody may ask for the GIL."""
+        pthread_mutex_lock(&self._mutex)
+        return self._content(handle)
+
+    cdef void _leave(self) noexcept nogil:
+        pthread_mutex_unlock(&self._mutex)
 
     cdef int _fault(self, int handle, const char* path, int number, const char* what) noexcept nogil:
         if path == NULL:
@@ -161,8 +178,13 @@ cdef class MemoryFiles(Files):
         return self._inject(operation, handle, path, partial)
 
     cdef int _inject(self, int operation, int handle, const char* path, size_t* partial) noexcept with gil:
-        cdef Py_ssize_t slot = handle & ((1 << SLOT_BITS) - 1)
-        cdef bytes name = <bytes>path if path != NULL else <bytes>self._opened[slot][1]
+        cdef bytes name
+        if path != NULL:
+            name = path
+        elif self._content(handle) == NULL:
+            return 0
+        else:
+            name = self._opened[<Py_ssize_t>(handle & ((1 << SLOT_BITS) - 1))][1]
         for injection in self._injections:
             if injection.operation != operation or injection.path not in name:
                 continue
@@ -213,12 +235,15 @@ cdef class MemoryFiles(Files):
             if slot == self._content_capacity:
                 if slot >> SLOT_BITS:
                     return -error_numbers.EMFILE
+                pthread_mutex_lock(&self._mutex)
                 grown = <Content**>realloc(self._contents, (slot * 2 + 8) * sizeof(Content*))
+                if grown != NULL:
+                    memset(grown + slot, 0, (slot + 8) * sizeof(Content*))
+                    self._contents = grown
+                    self._content_capacity = slot * 2 + 8
+                pthread_mutex_unlock(&self._mutex)
                 if grown == NULL:
                     raise MemoryError
-                memset(grown + slot, 0, (slot + 8) * sizeof(Content*))
-                self._contents = grown
-                self._content_capacity = slot * 2 + 8
             self._opened.append(None)
         self._opened[slot] = (file, name)
         self._contents[slot] = &file.content
@@ -238,9 +263,12 @@ cdef class MemoryFiles(Files):
 
     cdef int close(self, int handle) noexcept nogil:
         cdef Py_ssize_t slot = handle & ((1 << SLOT_BITS) - 1)
-        if self._content(handle) == NULL:
+        cdef Content* content = self._enter(handle)
+        if content != NULL:
+            self._contents[slot] = NULL
+        self._leave()
+        if content == NULL:
             return self._fault(handle, NULL, EBADF, "closing a file")
-        self._contents[slot] = NULL
         with gil:
             # The collector empties the list, if it is garbage together with those who hold handles.
             if slot < len(self._opened):
@@ -249,45 +277,60 @@ cdef class MemoryFiles(Files):
         return Status.OK
 
     cdef int64_t read(self, int handle, uint64_t offset, void* data, size_t size) noexcept nogil:
-        cdef Content* content = self._content(handle)
         cdef size_t partial
-        cdef int number = EBADF if content == NULL else self._fails(Operation.ON_READ, handle, NULL, &partial)
+        cdef int number = self._fails(Operation.ON_READ, handle, NULL, &partial)
+        cdef Content* content = self._enter(handle)
+        if content == NULL:
+            number = EBADF
+        elif number == 0:
+            size = min(size, content.size - offset) if offset < content.size else 0
+            memcpy(data, content.data + offset, size)
+        self._leave()
         if number:
             return self._fault(handle, NULL, number, "reading a file")
-        if offset >= content.size:
-            return 0
-        size = min(size, content.size - offset)
-        memcpy(data, content.data + offset, size)
         return <int64_t>size
 
     cdef int write(self, int handle, uint64_t offset, const void* data, size_t size) noexcept nogil:
-        cdef Content* content = self._content(handle)
         cdef size_t partial = 0
-        cdef int number = EBADF if content == NULL else self._fails(Operation.ON_WRITE, handle, NULL, &partial)
-        if number:
-            if partial and content_put(content, offset, data, min(partial, size)) < 0:
-                return Status.ERR_MEMORY
+        cdef int number = self._fails(Operation.ON_WRITE, handle, NULL, &partial)
+        cdef Content* content = self._enter(handle)
+        cdef int status = Status.OK
+        if content == NULL:
+            number = EBADF
+        else:
+            status = content_put(content, offset, data, min(partial, size) if number else size)
+        self._leave()
+        if number and status == <int>Status.OK:
             return self._fault(handle, NULL, number, "writing a file")
-        return content_put(content, offset, data, size)
+        return status
 
     cdef int sync(self, int handle) noexcept nogil:
-        cdef Content* content = self._content(handle)
         cdef size_t partial
-        cdef int number = EBADF if content == NULL else self._fails(Operation.ON_SYNC, handle, NULL, &partial)
-        if content != NULL and content_look(content) < 0:
-            return Status.ERR_MEMORY
-        if number:
-            if content != NULL:
+        cdef int number = self._fails(Operation.ON_SYNC, handle, NULL, &partial)
+        cdef Content* content = self._enter(handle)
+        cdef int status = Status.OK
+        cdef bint dropped = False
+        if content == NULL:
+            number = EBADF
+        else:
+            status = content_look(content)
+            if status == <int>Status.OK and number:
                 content.dropped = content.undo_count
+            elif status == <int>Status.OK and content.dropped:
+                dropped = True
+            elif status == <int>Status.OK:
+                content_forget_undos(content)
+        self._leave()
+        if status < 0:
+            return status
+        if number:
             return self._fault(handle, NULL, number, "syncing a file")
-        if content.dropped == 0:
-            content_forget_undos(content)
-            return Status.OK
-        with gil:
-            try:
-                self._sync_after_failure(handle)
-            except MemoryError:
-                return Status.ERR_MEMORY
+        if dropped:
+            with gil:
+                try:
+                    self._sync_after_failure(handle)
+                except MemoryError:
+                    return Status.ERR_MEMORY
         return Status.OK
 
     cdef MemoryFile _file(self, int handle):
@@ -297,20 +340,24 @@ cdef class MemoryFiles(Files):
         self._file(handle).sync_after_failure()
 
     cdef int truncate(self, int handle, uint64_t size) noexcept nogil:
-        cdef Content* content = self._content(handle)
         cdef size_t partial
-        cdef int number = EBADF if content == NULL else self._fails(Operation.ON_TRUNCATE, handle, NULL, &partial)
-        if number:
-            return self._fault(handle, NULL, number, "truncating a file")
-        return content_truncate(content, size)
+        cdef int number = self._fails(Operation.ON_TRUNCATE, handle, NULL, &partial)
+        return self._set_size(handle, size, True, number, "truncating a file")
 
     cdef int allocate(self, int handle, uint64_t size) noexcept nogil:
-        cdef Content* content = self._content(handle)
         cdef size_t partial
-        cdef int number = EBADF if content == NULL else self._fails(Operation.ON_ALLOCATE, handle, NULL, &partial)
-        if number:
-            return self._fault(handle, NULL, number, "reserving space for a file")
-        return content_truncate(content, size) if size > content.size else Status.OK
+        cdef int number = self._fails(Operation.ON_ALLOCATE, handle, NULL, &partial)
+        return self._set_size(handle, size, False, number, "reserving space for a file")
+
+    cdef int _set_size(self, int handle, uint64_t size, bint shrinks, int number, const char* what) noexcept nogil:
+        cdef Content* content = self._enter(handle)
+        cdef int status = Status.OK
+        if content == NULL:
+            number = EBADF
+        elif number == 0 and (shrinks or size > content.size):
+            status = content_truncate(content, size)
+        self._leave()
+        return self._fault(handle, NULL, number, what) if number else status
 
     cdef uint8_t* map(self, int handle, size_t size) noexcept nogil:
         cdef Content* content = self._content(handle)
@@ -328,10 +375,12 @@ cdef class MemoryFiles(Files):
             self._forget_mapping(<size_t>data)
 
     cdef FileMapping* map_read(self, int handle, size_t size) noexcept nogil:
-        cdef Content* content = self._content(handle)
-        if not self.maps_for_reading or content == NULL or content.size < size:
-            return NULL
-        return _copied(content.data, size)
+        cdef Content* content = self._enter(handle)
+        cdef FileMapping* mapping = NULL
+        if self.maps_for_reading and content != NULL and content.size >= size:
+            mapping = _copied(content.data, size)
+        self._leave()
+        return mapping
 
     cdef bint is_resident(self, const FileMapping* mapping, uint64_t offset, size_t size) noexcept nogil:
         # Some is and some isn't, so that callers do both.
@@ -345,10 +394,10 @@ cdef class MemoryFiles(Files):
             content_unmap(&(<MemoryFile>file).content)
 
     cdef int64_t size(self, int handle) noexcept nogil:
-        cdef Content* content = self._content(handle)
-        if content == NULL:
-            return self._fault(handle, NULL, EBADF, "asking for a file's size")
-        return <int64_t>content.size
+        cdef Content* content = self._enter(handle)
+        cdef int64_t size = -1 if content == NULL else <int64_t>content.size
+        self._leave()
+        return self._fault(handle, NULL, EBADF, "asking for a file's size") if size < 0 else size
 
     cdef int rename(self, const char* source, const char* target) noexcept nogil:
         cdef size_t partial
