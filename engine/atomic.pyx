@@ -3,7 +3,6 @@
 from everwrite.clock cimport vector_lower
 from everwrite.coding cimport Slice
 from everwrite.digest cimport DigestKey, digest_key, head_item, leaf_replace, no_sum
-from everwrite.hashing cimport hash64
 from everwrite.keyspace cimport Keyspace
 from everwrite.lsm cimport Pin, pin_init, pin_release
 from everwrite.memtable cimport Entry, entry_key, entry_removed, entry_value, memtable_restore
@@ -93,7 +92,7 @@ cdef class AtomicKeyspace(Keyspace):
             elif note.before == WAS_MISSING:
                 # An entry can't leave its table again: what older tables hold is copied to it.
                 key = entry_key(<Entry*>note.entry)
-                present = self.lsm._get_older(hash64(key, self.lsm.seed), key, &pin, &old)
+                present = self.lsm.get_below(key, &pin, &old)
             status = present if present < 0 else self._restore_entry(<Entry*>note.entry, present == 0, old)
         pin_release(&pin)
         return status

@@ -44,6 +44,7 @@ cdef class BlockCache:
     cdef size_t capacity
     cdef size_t hand
     cdef bint cached_only              # fetch answers WOULD_BLOCK instead of waiting for a device
+    cdef bint passing                  # what is looked up won't be soon again: copied only where it must be
     cdef readonly bint bypass          # for a reader beside those that share the slots: looks at none, fills none
     cdef readonly size_t bytes
     cdef readonly size_t reserved      # what the open tables take, which counts towards the limit

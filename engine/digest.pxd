@@ -15,6 +15,7 @@ from libc.stdint cimport int64_t, uint64_t
 from everwrite.clock cimport Dot
 from everwrite.coding cimport Slice
 from everwrite.hashing cimport ew_fold_product, hash64
+from everwrite.prefetch cimport prefetch_line
 from everwrite.state cimport (
     Collection,
     Element,
@@ -152,6 +153,10 @@ cdef inline Sum head_item(const Head* head, DigestKey state) noexcept nogil:
 
 cdef inline size_t leaf_of(DigestKey key) noexcept nogil:
     return key.first >> (64 - LEAF_BITS)
+
+
+cdef inline void leaf_prefetch(const Sum* leaves, DigestKey key) noexcept nogil:
+    prefetch_line(&leaves[leaf_of(key)])
 
 
 cdef inline void leaf_replace(Sum* leaves, DigestKey key, Sum old, Sum new) noexcept nogil:

@@ -14,7 +14,7 @@ from libc.stdint cimport uint64_t
 from everwrite.block_cache cimport BlockCache
 from everwrite.coding cimport Slice
 from everwrite.files cimport Files
-from everwrite.memtable cimport Memtable
+from everwrite.memtable cimport Entry, Memtable
 from everwrite.table_format cimport Table
 from everwrite.versions cimport Exchange, Version, Versions
 
@@ -69,6 +69,15 @@ cdef class Lsm:
     # 1 found, 0 absent, negative error. *value stays valid until the pin is released, but,
     # when it lies in the active memory table, only until the next put or remove of the same key or the next freeze.
     cdef int get(self, Slice key, Pin* pin, Slice* value) noexcept nogil
+    # The same for a caller that has the hashes: with this map's seed, and, unless it is 0 for unknown, with that of the
+    # tables. *e becomes the entry in the active memory table, or NULL.
+    cdef int find(
+        self, Slice key, uint64_t key_hash, uint64_t fixed_hash, Entry** e, Pin* pin, Slice* value
+    ) noexcept nogil
+    # As get, of what lies below the active memory table.
+    cdef int get_below(self, Slice key, Pin* pin, Slice* value) noexcept nogil
+    # While set, what is looked up is going to be written: its block needs no copy in the cache.
+    cdef void set_overwriting(self, bint value) noexcept nogil
     # While `cached_only`, get, seek and next answer Status.WOULD_BLOCK instead of waiting for a device, so that a
     # caller may hold the GIL for what is in memory. An iterator must then be sought again.
     cdef void set_cached_only(self, bint value) noexcept nogil
@@ -96,8 +105,13 @@ cdef class Lsm:
 
     cdef bint wants_freeze(self) noexcept nogil                         # the active table is over its limit
 
-    cdef int _get_older(self, uint64_t key_hash, Slice key, Pin* pin, Slice* value) noexcept nogil
-    cdef int _get_from_tables(self, Version* version, Slice key, Pin* pin, Slice* value) noexcept nogil
+    cdef int _find_below(
+        self, Version* version, Slice key, uint64_t key_hash, uint64_t fixed_hash, Pin* pin, Slice* value
+    ) noexcept nogil
+    cdef int _get_from_tables(
+        self, Version* version, Slice key, uint64_t key_hash, Pin* pin, Slice* value
+    ) noexcept nogil
+    cdef Version* _take_filled(self) noexcept nogil
     cdef Version* _take_version(self) noexcept nogil
     cdef void _return_version(self, Version* version) noexcept nogil
     cdef void _drop_kept(self) noexcept nogil

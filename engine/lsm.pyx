@@ -185,39 +185,71 @@ cdef class Lsm:
     # ---- reading ----
 
     cdef int get(self, Slice key, Pin* pin, Slice* value) noexcept nogil:
-        cdef uint64_t key_hash = hash64(key, self.seed)
-        cdef Entry* e = memtable_find(self.active, key_hash, key)
-        if e == NULL:
-            return self._get_older(key_hash, key, pin, value)
-        if entry_removed(e):
-            return 0
-        value[0] = entry_value(e)
-        return 1
+        cdef Entry* e
+        return self.find(key, hash64(key, self.seed), 0, &e, pin, value)
 
-    cdef int _get_older(self, uint64_t key_hash, Slice key, Pin* pin, Slice* value) noexcept nogil:
-        cdef unsigned long long epoch = ew_load(&self.versions.epoch)
+    cdef int find(
+        self, Slice key, uint64_t key_hash, uint64_t fixed_hash, Entry** e, Pin* pin, Slice* value
+    ) noexcept nogil:
         cdef Version* version
-        cdef int found = 0
+        cdef int found
+        cdef size_t i
+        memtable_prefetch_slot(self.active, key_hash)
+        version = self._take_filled()
+        if version != NULL:
+            # Each of these places misses the processor's cache: better all at once than one after the other.
+            for i in range(version.frozen_count):
+                memtable_prefetch_slot(version.frozen[i], key_hash)
+            if version.table_count:
+                if fixed_hash == 0:
+                    fixed_hash = hash64(key, KEY_HASH_SEED)
+                for i in range(version.table_count):
+                    table_prefetch(version.tables[i], fixed_hash)
+        e[0] = memtable_find(self.active, key_hash, key)
+        if e[0] != NULL:
+            found = not entry_removed(e[0])
+            value[0] = entry_value(e[0])
+        else:
+            found = 0 if version == NULL else self._find_below(version, key, key_hash, fixed_hash, pin, value)
+        if version != NULL:
+            self._return_version(version)
+        return found
+
+    cdef int get_below(self, Slice key, Pin* pin, Slice* value) noexcept nogil:
+        cdef Version* version = self._take_filled()
+        cdef int found
+        if version == NULL:
+            return 0
+        found = self._find_below(version, key, hash64(key, self.seed), hash64(key, KEY_HASH_SEED), pin, value)
+        self._return_version(version)
+        return found
+
+    cdef int _find_below(
+        self, Version* version, Slice key, uint64_t key_hash, uint64_t fixed_hash, Pin* pin, Slice* value
+    ) noexcept nogil:
         cdef Entry* e
         cdef size_t i
+        for i in range(version.frozen_count):
+            e = memtable_find(version.frozen[i], key_hash, key)
+            if e != NULL:
+                if entry_removed(e):
+                    return 0
+                _pin(pin, &version.frozen[i].counted)
+                value[0] = entry_value(e)
+                return 1
+        return self._get_from_tables(version, key, fixed_hash, pin, value)
+
+    cdef Version* _take_filled(self) noexcept nogil:
+        """The newest version, with a reference, unless there is nothing in it: then NULL."""
+        cdef unsigned long long epoch = ew_load(&self.versions.epoch)
+        cdef Version* version
         if epoch == self.empty_epoch:
-            return 0
+            return NULL
         version = self._take_version()
         if version.frozen_count == 0 and version.table_count == 0:
             # Taken before the version: when that has changed in between, the note is of an epoch that is over.
             self.empty_epoch = epoch
-        for i in range(version.frozen_count):
-            e = memtable_find(version.frozen[i], key_hash, key)
-            if e != NULL:
-                if not entry_removed(e):
-                    _pin(pin, &version.frozen[i].counted)
-                    value[0] = entry_value(e)
-                    found = 1
-                break
-        else:
-            found = self._get_from_tables(version, key, pin, value)
-        self._return_version(version)
-        return found
+        return version
 
     cdef Version* _take_version(self) noexcept nogil:
         """The newest version, with a reference."""
@@ -244,8 +276,9 @@ cdef class Lsm:
         if version != NULL:
             self.versions.release(version)
 
-    cdef int _get_from_tables(self, Version* version, Slice key, Pin* pin, Slice* value) noexcept nogil:
-        cdef uint64_t key_hash
+    cdef int _get_from_tables(
+        self, Version* version, Slice key, uint64_t key_hash, Pin* pin, Slice* value
+    ) noexcept nogil:
         cdef Counted* holder
         cdef size_t i
         cdef int status
@@ -253,10 +286,6 @@ cdef class Lsm:
             return 0
         if self.noted_epoch != ew_load(&self.versions.epoch):
             self._note_tables(version)
-        key_hash = hash64(key, KEY_HASH_SEED)
-        if version.table_count > 1:
-            for i in range(version.table_count):
-                table_prefetch(version.tables[i], key_hash)
         for i in range(version.table_count):
             status = table_get(version.tables[i], self.cache, key, key_hash, &holder, value)
             if status == TABLE_FOUND:
@@ -277,6 +306,9 @@ cdef class Lsm:
 
     cdef void set_cached_only(self, bint value) noexcept nogil:
         self.cache.cached_only = value
+
+    cdef void set_overwriting(self, bint value) noexcept nogil:
+        self.cache.passing = value
 
     # ---- writing ----
 

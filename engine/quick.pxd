@@ -11,6 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from everwrite.clock cimport Dot
 from everwrite.coding cimport Slice
 from everwrite.datatypes cimport TypedKeyspace
+from everwrite.digest cimport DigestKey
 from everwrite.memtable cimport Entry
 
 
@@ -18,6 +19,7 @@ cdef struct Plain:
     # A key whose state is in memory: a register or its tombstone, or a counter; nothing else, or nothing at all.
     Slice name                   # of its entry
     uint64_t key_hash
+    DigestKey place
     Entry* entry                 # in the active memory table, or NULL
     int form                     # a PlainHead; 0: nothing
     Dot dot                      # of the register, tombstone, or last increment; 0, 0: there is none
@@ -34,9 +36,6 @@ cdef class QuickKeyspace(TypedKeyspace):
     cdef int increment_quick(self, Slice key, int64_t amount, int64_t* result) noexcept nogil
 
     cdef int _get_short(self, Slice key, uint64_t key_hash, bint cached_only, Slice* value) noexcept nogil
-    cdef int _find_stored(
-        self, Slice name, uint64_t key_hash, bint cached_only, Entry** e, Slice* stored
-    ) noexcept nogil
     cdef int _find_plain(self, Plain* plain, uint8_t* room, Slice key, uint64_t key_hash) noexcept nogil
     cdef int _write_register(self, Plain* plain, Slice value, bint tombstone) noexcept nogil
     # What delta_begin, a part, merge and log_change come to: 1 or an error.

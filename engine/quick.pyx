@@ -7,10 +7,10 @@ from everwrite.change cimport PART_COUNTER, PART_REGISTER, REGISTER_TOMBSTONE
 from everwrite.clock cimport Dot, vector_raise
 from everwrite.coding cimport Buffer, Slice, buffer_reserve, load_u64, slice_of, store_u64
 from everwrite.datatypes cimport TypedKeyspace
-from everwrite.digest cimport DigestKey, counter_item, digest_key, leaf_replace, no_sum, register_item
+from everwrite.digest cimport DigestKey, counter_item, digest_key, leaf_prefetch, leaf_replace, no_sum, register_item
 from everwrite.hashing cimport hash64
 from everwrite.keyspace cimport FRAME_CHANGES, GROUP_BYTES_LIMIT
-from everwrite.memtable cimport Entry, entry_removed, entry_value, memtable_find, memtable_put_at
+from everwrite.memtable cimport Entry, memtable_put_at
 from everwrite.state cimport (
     PLAIN_BYTES,
     PLAIN_COUNTER,
@@ -55,22 +55,6 @@ cdef inline uint8_t* _put_dot(uint8_t* at, Dot dot) noexcept nogil:
 cdef class QuickKeyspace(TypedKeyspace):
     """A keyspace that takes the quick way where it can."""
 
-    cdef int _find_stored(
-        self, Slice name, uint64_t key_hash, bint cached_only, Entry** e, Slice* stored
-    ) noexcept nogil:
-        """1 and what is stored under an entry's key, 0, WOULD_BLOCK (only with `cached_only`) or an error."""
-        cdef int found
-        e[0] = memtable_find(self.lsm.active, key_hash, name)
-        if e[0] != NULL:
-            if entry_removed(e[0]):
-                return 0
-            stored[0] = entry_value(e[0])
-            return 1
-        self.lsm.set_cached_only(cached_only)
-        found = self.lsm._get_older(key_hash, name, &self.pin, stored)
-        self.lsm.set_cached_only(False)
-        return found
-
     cdef int get_quick(self, Slice key, uint64_t key_hash, Slice* value) noexcept nogil:
         return self._get_short(key, key_hash, True, value)
 
@@ -86,9 +70,11 @@ cdef class QuickKeyspace(TypedKeyspace):
             return Status.WOULD_BLOCK
         room[0] = <uint8_t>SPACE_USER
         memcpy(&room[1], key.data, key.size)
-        found = self._find_stored(
-            name, key_hash if key_hash else hash64(name, self.lsm.seed), cached_only, &e, &stored
+        self.lsm.set_cached_only(cached_only)
+        found = self.lsm.find(
+            name, key_hash if key_hash else hash64(name, self.lsm.seed), 0, &e, &self.pin, &stored
         )
+        self.lsm.set_cached_only(False)
         if found <= 0:
             return found
         if head_is_plain(stored):
@@ -110,7 +96,13 @@ cdef class QuickKeyspace(TypedKeyspace):
         memcpy(&room[1], key.data, key.size)
         plain.name = slice_of(room, key.size + 1)
         plain.key_hash = key_hash if key_hash else hash64(plain.name, self.lsm.seed)
-        found = self._find_stored(plain.name, plain.key_hash, True, &plain.entry, &stored)
+        plain.place = digest_key(plain.name)
+        leaf_prefetch(self.leaves, plain.place)
+        self.lsm.set_cached_only(True)
+        self.lsm.set_overwriting(True)
+        found = self.lsm.find(plain.name, plain.key_hash, plain.place.first, &plain.entry, &self.pin, &stored)
+        self.lsm.set_overwriting(False)
+        self.lsm.set_cached_only(False)
         plain.form = 0
         plain.dot.origin = 0
         plain.dot.timestamp = 0
@@ -254,7 +246,7 @@ cdef class QuickKeyspace(TypedKeyspace):
 
     cdef void _replace_item(self, const Plain* plain, Dot dot, Slice head) noexcept nogil:
         """The key's part of the digest: out with what it was, in with what it is."""
-        cdef DigestKey place = digest_key(plain.name)
+        cdef DigestKey place = plain.place
         cdef Sum before = no_sum()
         cdef Sum after = no_sum()
         if plain.form == PLAIN_REGISTER:

@@ -334,7 +334,7 @@ cdef inline bint _wants_copy(BlockCache cache, uint64_t fraction) noexcept nogil
     them. Fewer do where another block must go for it.
     """
     cdef uint64_t drawn = fraction >> 32
-    return drawn & COPY_ONE_OF == 0 and (cache.has_room() or drawn & PUSH_ONE_OF == 0)
+    return not cache.passing and drawn & COPY_ONE_OF == 0 and (cache.has_room() or drawn & PUSH_ONE_OF == 0)
 
 
 cdef int _look(
