@@ -69,6 +69,7 @@ cdef class BlockCache:
     # Open tables take more or less than before.
     cdef void reserve(self, size_t bytes) noexcept nogil
 
+    cdef bint is_resident(self, Table* table, uint64_t offset, size_t size) noexcept nogil
     cdef int _read(self, Table* table, size_t number, Block** out) noexcept nogil
     cdef int _load_mapped(self, Table* table, size_t number, BlockView* out) noexcept nogil
     cdef int _adopt(

@@ -18,6 +18,10 @@ from everwrite.table_format cimport (
     BLOCK_ZSTD,
     DATA_BLOCK_LIMIT,
     LINE_SIZE,
+    RESIDENCE_BITS,
+    RESIDENCE_MIXED,
+    RESIDENCE_UNKNOWN,
+    RESIDENCE_WHOLE,
     SLOT_USED,
     Block,
     BlockView,
@@ -162,7 +166,7 @@ cdef class BlockCache:
             if not checked:
                 # A block lies on two pages or more: the device fetches them at once.
                 self.files.will_need(table.mapping, offset, size)
-        elif size > 2 * BLOCK_TARGET or not self.files.is_resident(table.mapping, offset, size):
+        elif size > 2 * BLOCK_TARGET or not self.is_resident(table, offset, size):
             return Status.WOULD_BLOCK
         if stored[size - BLOCK_TRAILER] == BLOCK_STORED and not checked:
             return self.check_mapped(table, number, out)
@@ -172,6 +176,27 @@ cdef class BlockCache:
         if status == Status.OK:
             block_view(block, out)
         return status
+
+    cdef bint is_resident(self, Table* table, uint64_t offset, size_t size) noexcept nogil:
+        """Whether reading a block that hasn't been checked yet waits for no device, as far as can be told.
+
+        Of a table that was written just now the system has every page: a question for each of its blocks would take
+        longer than the lookups. What it answered for a whole group stays, as does a block's slot once it is checked.
+        """
+        cdef uint64_t group = offset >> RESIDENCE_BITS
+        cdef uint64_t start
+        cdef uint64_t left
+        while group <= (offset + size - 1) >> RESIDENCE_BITS:
+            if table.residence[group] == RESIDENCE_UNKNOWN:
+                start = group << RESIDENCE_BITS
+                left = min(table.size - start, <uint64_t>1 << RESIDENCE_BITS)
+                table.residence[group] = (
+                    RESIDENCE_WHOLE if self.files.is_resident(table.mapping, start, left) else RESIDENCE_MIXED
+                )
+            if table.residence[group] != RESIDENCE_WHOLE:
+                return self.files.is_resident(table.mapping, offset, size)
+            group += 1
+        return True
 
     cdef int check_mapped(self, Table* table, size_t number, BlockView* out) noexcept nogil:
         """Where it lies, once and for all."""

@@ -138,7 +138,7 @@ cdef int _stand_in_ahead(TableCursor* c, BlockCache cache, size_t number) noexce
         stored = c.ahead + (offset - table.offsets[c.first_ahead])
     else:
         stored = table.mapped + offset
-        if cache.cached_only and not cache.files.is_resident(table.mapping, offset, size):
+        if cache.cached_only and not cache.is_resident(table, offset, size):
             return Status.WOULD_BLOCK
         if stored[size - BLOCK_TRAILER] == BLOCK_STORED:
             status = cache.check_mapped(table, number, &view)

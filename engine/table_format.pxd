@@ -195,6 +195,17 @@ cdef struct BlockView:
     Counted* holder
 
 
+cdef enum:
+    RESIDENCE_BITS = 18                # of a mapping, as many pages as one question to the system is about
+
+
+cdef enum Residence:
+    # What the system said of a part of a mapping when it was first asked.
+    RESIDENCE_UNKNOWN = 0
+    RESIDENCE_WHOLE = 1                # all of it was in memory
+    RESIDENCE_MIXED = 2
+
+
 cdef struct Table:
     Table* next                        # in the list of tables to be closed
     int refs                           # by versions; under the mutex of the Lsm
@@ -220,6 +231,7 @@ cdef struct Table:
     Slot* cached                       # slots.slots
     FileMapping* mapping               # of the whole file, or NULL
     const uint8_t* mapped              # its bytes
+    uint8_t* residence                 # a Residence for each group of 2^RESIDENCE_BITS of them
     Block* directory
     Block* properties
     uint32_t* separators               # where in `directory` the index keys are; see there

@@ -37,6 +37,7 @@ from everwrite.table_format cimport (
     LINE_SIZE,
     OFFSET_BITS,
     PAGE_LINES,
+    RESIDENCE_BITS,
     SPILL_ALL,
     SPILL_FROM,
     SPILL_NONE,
@@ -245,7 +246,9 @@ cdef int table_open(
         return status
     # The file has the size that a mapping is read within: what was cut off would end the process.
     if mapped and size >> SLOT_OFFSET_BITS == 0 and size <= <size_t>-1:
-        table.mapping = files.map_read(table.file, size)
+        table.residence = <uint8_t*>calloc((size >> RESIDENCE_BITS) + 1, 1)
+        if table.residence != NULL:
+            table.mapping = files.map_read(table.file, size)
         if table.mapping != NULL:
             table.mapped = table.mapping.data
     out[0] = table
@@ -267,6 +270,7 @@ cdef void table_close(Files files, Table* table) noexcept nogil:
         counted_release(&table.directory.counted)
     if table.properties != NULL:
         counted_release(&table.properties.counted)
+    free(table.residence)
     free(table.offsets)
     free(table.separators)
     free(table.heads)
