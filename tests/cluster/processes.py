@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from everwrite.server import certs
 from tests.support import eventually
 
 HOST = "127.0.0.1"
@@ -175,13 +176,14 @@ class Background:
 
 
 class Node:
-    """`everwrite serve` without peers, on free ports."""
+    """`everwrite serve` on free ports, other than those of `avoid`; without peers unless `options` name some."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        base = free_base(NODE_OFFSETS)
+    def __init__(self, folder: Path, *options: str, avoid: Iterable[Node] = ()) -> None:
+        taken = {node.redis_port for node in avoid}
+        base = next(base for base in iter(lambda: free_base(NODE_OFFSETS), None) if base + 1 not in taken)
         self.folder = folder
         self.redis_port, self.http_port, self.peer_port = (base + offset for offset in NODE_OFFSETS)
-        self._options = options
+        self.options = [*options]
         self._background: Background | None = None
 
     @property
@@ -200,7 +202,7 @@ class Node:
             f"--http-port={self.http_port}",
             f"--peer-port={self.peer_port}",
         ]
-        self._background = Background(["serve", "--data=data", *ports, *self._options], self.folder, "node")
+        self._background = Background(["serve", "--data=data", *ports, *self.options], self.folder, "node")
         self._background.wait_ready([self.http_port])
         return self
 
@@ -211,6 +213,47 @@ class Node:
         if self._background is not None:
             self._background.end()
             self._background = None
+
+
+class Region:
+    """Several `everwrite serve` that are the nodes of one region, each a peer of all others, on free ports.
+
+    Each has a folder of its own below `folder`; what it prints is in `<folder>/local-<n>/node.log`.
+    """
+
+    def __init__(self, folder: Path, nodes: int = 3, *options: str) -> None:
+        self.nodes: list[Node] = []
+        authority = folder / "certs"
+        certs.init_authority(authority)
+        names = [f"local-{number}" for number in range(nodes)]
+        for name in names:
+            (folder / name).mkdir()
+            files = certs.make_node(authority, region="local", node=name)
+            keys = [f"--certs-ca={files.ca}", f"--certs-cert={files.cert}", f"--certs-key={files.key}"]
+            self.nodes.append(Node(folder / name, f"--node={name}", *keys, *options, avoid=self.nodes))
+        for node in self.nodes:
+            node.options += [
+                f"--peer=local/{name}={HOST}:{peer.peer_port}"
+                for name, peer in zip(names, self.nodes, strict=True)
+                if peer is not node
+            ]
+
+    def start(self) -> Self:
+        """Start all nodes and wait until each has both connections with every other."""
+        for node in self.nodes:
+            node.start()
+
+        def connected() -> bool:
+            statuses = [json.loads(http_get(node.http_port, "/v1/status")[1]) for node in self.nodes]
+            return all(peer["connected"] for status in statuses for peer in status["peers"])
+
+        eventually(connected, seconds=READY_SECONDS, what="all nodes are connected")
+        return self
+
+    def end(self) -> None:
+        """End all its processes."""
+        for node in self.nodes:
+            node.end()
 
 
 class Lab:
@@ -297,6 +340,16 @@ def running_node(folder: Path, *options: str) -> Iterator[Node]:
         yield node.start()
     finally:
         node.end()
+
+
+@contextmanager
+def running_region(folder: Path, nodes: int = 3, *options: str) -> Iterator[Region]:
+    """The connected nodes of one region, ended with the block."""
+    region = Region(folder, nodes, *options)
+    try:
+        yield region.start()
+    finally:
+        region.end()
 
 
 @contextmanager
