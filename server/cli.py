@@ -369,7 +369,7 @@ def data_option(command: Command) -> Command:
 
 @cli.group(invoke_without_command=True)
 @data_option
-@click.option("--nodes", type=int, default=1, show_default=True, help="Nodes in each region; only 1 for now.")
+@click.option("--nodes", type=int, default=1, show_default=True, help="Nodes in each region, 1 to 3.")
 @click.option(
     "--base-port",
     type=int,

@@ -22,7 +22,7 @@ import trio
 from everwrite.errors import ConfigError, EverwriteError, LabError, PortInUseError, first_of
 from everwrite.server import certs, lab_control
 from everwrite.server.config import ENVIRONMENT_PREFIX, NodeConfig, to_toml
-from everwrite.server.lab_control import Answer, LabStatus, LinkStatus, NodeStatus, Request
+from everwrite.server.lab_control import Answer, LabStatus, LinkStatus, NodeStatus, Request, ways
 from everwrite.server.lab_plan import CLUSTER, Place, Plan, region_of
 from everwrite.server.lab_process import Child, get_json
 from everwrite.server.lab_proxy import Link
@@ -175,7 +175,7 @@ class Lab:
             # The nodes need a moment to find each other; a table of links that are all down would alarm.
             deadline = trio.current_time() + LINKS_SECONDS_MAX
             while trio.current_time() < deadline:
-                if all(link.connected for link in self._status().links):
+                if all(way.connected for way in ways(self._status())):
                     break
                 await trio.sleep(STARTING_POLL_SECONDS)
             self._view.ready(self._status())
@@ -321,7 +321,7 @@ class Lab:
             data=str(self._folder),
             wan=self._plan.wan,
             nodes=[node.status() for node in self._nodes.values()],
-            links=[self._link_status(source, target) for source, target in self._plan.linked()],
+            links=[self._link_status(*ends) for ends in (*self._plan.linked(), *self._plan.neighbours())],
         )
 
     def _link_status(self, source: Place, target: Place) -> LinkStatus:
@@ -336,8 +336,8 @@ class Lab:
             source=source.node,
             target=target.node,
             round_trip_ms=self._plan.round_trip_ms(source, target),
-            cut=self._links[source.node, target.node].is_cut,
-            connected=bool(peer.get("connected")),
+            cut=source.region != target.region and self._links[source.node, target.node].is_cut,
+            connected=bool(peer.get("sending")),
             lag_seconds=peer.get("lag_seconds"),
             lag_changes=peer.get("lag_changes"),
         )

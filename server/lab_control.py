@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Set
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +35,7 @@ __all__ = [
     "holder",
     "publish",
     "refuse_second",
+    "ways",
 ]
 
 LINE_BYTES_MAX = 1 << 20
@@ -97,6 +98,54 @@ class LabStatus(msgspec.Struct, frozen=True, kw_only=True):
     wan: bool
     nodes: list[NodeStatus]
     links: list[LinkStatus]
+
+
+def ways(status: LabStatus) -> list[LinkStatus]:
+    """The ways of changes between nodes; in a lab with several nodes a region, between regions and within each.
+
+    Changes of a node reach another region when they reach any node there, and its own region when they reach all
+    others; the lag of a region is that of its node that is furthest behind. Nodes that don't run don't count.
+    """
+    regions = {node.node: node.region for node in status.nodes}
+    if len(regions) == len(set(regions.values())):
+        return status.links
+    running = {node.node for node in status.nodes if node.pid is not None}
+    grouped: dict[tuple[str, str], list[LinkStatus]] = {}
+    for link in status.links:
+        grouped.setdefault((regions[link.source], regions[link.target]), []).append(link)
+    return [_way(*ends, links, running) for ends, links in grouped.items()]
+
+
+def _way(source: str, target: str, links: list[LinkStatus], running: Set[str]) -> LinkStatus:
+    """What the links of the nodes of a region to those of another one, or to each other, come to."""
+    within = source == target
+    used: dict[str, list[LinkStatus]] = {}
+    for link in links:
+        if {link.source, link.target} <= running:
+            used.setdefault(link.source, []).append(link)
+    reach, furthest = (all, max) if within else (any, min)
+    worst = max(
+        (
+            furthest(connected, key=_lag)
+            for of_node in used.values()
+            if (connected := [link for link in of_node if link.connected])
+        ),
+        key=_lag,
+        default=None,
+    )
+    return LinkStatus(
+        source=source,
+        target=target,
+        round_trip_ms=links[0].round_trip_ms,
+        cut=all(link.cut for link in links),
+        connected=bool(used) and all(reach(link.connected for link in of_node) for of_node in used.values()),
+        lag_seconds=worst.lag_seconds if worst else None,
+        lag_changes=worst.lag_changes if worst else None,
+    )
+
+
+def _lag(link: LinkStatus) -> float:
+    return link.lag_seconds or 0.0
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -19,8 +19,11 @@ ROUND_TRIP_MS = {
     frozenset(("eu-west", "apac")): 150,
     frozenset(("us-east", "apac")): 180,
 }
-# Nodes of one region don't share its keys yet: a second one would be one more full copy.
-NODES_MAX = 1
+# Each node of a region holds all of its keys: more of them than a quorum needs would only be more copies.
+NODES_MAX = 3
+# All nodes are on one machine: several in a region get less memory each than a node that has a machine of its own.
+SHARED_MEMTABLE_BYTES = 64 << 20
+SHARED_BLOCK_CACHE_BYTES = 64 << 20
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -46,12 +49,13 @@ class Plan:
 
     def __init__(self, *, base_port: int = 7400, nodes: int = 1, wan: bool = True) -> None:
         if not 1 <= nodes <= NODES_MAX:
-            raise ConfigError(f"--nodes {nodes}: must be {NODES_MAX}: regions of several nodes aren't supported yet")
+            raise ConfigError(f"--nodes {nodes}: must be from 1 to {NODES_MAX}")
         last_port = base_port + 100 * (len(REGIONS) - 1) + 10 * (nodes - 1) + 3
         if base_port < 0 or last_port > 65535:
             most = 65535 - (last_port - base_port)
             raise ConfigError(f"--base-port {base_port}: must be from 0 to {most}: the last port is {last_port}")
         self.wan = wan
+        self.nodes = nodes
         self.places = {
             place.node: place
             for i, region in enumerate(REGIONS)
@@ -67,6 +71,11 @@ class Plan:
         """The ordered pairs of nodes in different regions."""
         places = self.places.values()
         return [(one, other) for one in places for other in places if one.region != other.region]
+
+    def neighbours(self) -> list[tuple[Place, Place]]:
+        """The ordered pairs of nodes in the same region; these reach each other directly."""
+        places = self.places.values()
+        return [(one, other) for one in places for other in places if one.region == other.region and one != other]
 
     def find(self, name: str) -> list[Place]:
         """The nodes that REGION or REGION/NUMBER means. Raises `LabError` that lists what there is."""
@@ -86,11 +95,11 @@ class Plan:
         """
         certs = Path("..") / "certs"
         peers = [
-            Peer(other.region, f"127.0.0.1:{link_ports[other.node]}", other.node)
+            Peer(other.region, f"127.0.0.1:{link_ports.get(other.node, other.peer_port)}", other.node)
             for other in self.places.values()
-            if other.region != place.region
+            if other != place
         ]
-        return NodeConfig(
+        config = NodeConfig(
             cluster=CLUSTER,
             region=place.region,
             node=place.node,
@@ -100,6 +109,11 @@ class Plan:
             peer_port=place.peer_port,
             peers=tuple(peers),
             certs=Certs(certs / "ca.pem", certs / f"{place.node}.pem", certs / f"{place.node}.key"),
+        )
+        if self.nodes == 1:
+            return config
+        return msgspec.structs.replace(
+            config, memtable_bytes=SHARED_MEMTABLE_BYTES, block_cache_bytes=SHARED_BLOCK_CACHE_BYTES
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from everwrite.server.lab_control import LabStatus, LinkStatus, NodeStatus
+from everwrite.server.lab_control import LabStatus, LinkStatus, NodeStatus, ways
 from everwrite.server.lab_plan import REGIONS
 
 if TYPE_CHECKING:
@@ -46,7 +46,12 @@ def link_row(link: LinkStatus) -> tuple[str, ...]:
     if link.lag_seconds is not None:
         changes = "" if link.lag_changes is None else f", {link.lag_changes} changes"
         lag = f"{link.lag_seconds:.3f} s{changes}"
-    return (f"{link.source} -> {link.target}", f"{link.round_trip_ms} ms", link_state(link), lag)
+    return (link_name(link), f"{link.round_trip_ms} ms", link_state(link), lag)
+
+
+def link_name(link: LinkStatus) -> str:
+    """Where changes go on it."""
+    return f"within {link.source}" if link.source == link.target else f"{link.source} -> {link.target}"
 
 
 def link_state(link: LinkStatus) -> str:
@@ -61,7 +66,7 @@ def link_state(link: LinkStatus) -> str:
 def status_text(status: LabStatus) -> str:
     """Both tables as text."""
     nodes = columns([NODE_COLUMNS, *map(node_row, status.nodes)])
-    return nodes + "\n\n" + columns([LINK_COLUMNS, *map(link_row, status.links)])
+    return nodes + "\n\n" + columns([LINK_COLUMNS, *map(link_row, ways(status))])
 
 
 def hints(status: LabStatus) -> str:
@@ -69,6 +74,7 @@ def hints(status: LabStatus) -> str:
     ports = {node.region: node.redis_port for node in reversed(status.nodes)}
     data = "" if status.data == "everwrite-lab" else f" --data {status.data}"
     here, there, _ = REGIONS
+    victim = there if len(status.nodes) == len(REGIONS) else f"{there}/0"
     return "\n".join(
         [
             "Try in another terminal:",
@@ -76,8 +82,8 @@ def hints(status: LabStatus) -> str:
             *(f"  redis-cli -p {ports[region]} GET greeting" for region in REGIONS[1:]),
             f"  everwrite lab cut {here} {there}{data}",
             f"  everwrite lab heal{data}",
-            f"  everwrite lab kill {there}{data}",
-            f"  everwrite lab start {there}{data}",
+            f"  everwrite lab kill {victim}{data}",
+            f"  everwrite lab start {victim}{data}",
             f"  everwrite lab status{data}",
             "Ctrl-C here drains and stops all regions; the data stays.",
         ]
@@ -127,9 +133,9 @@ class PlainView:
     def _changes(self, status: LabStatus) -> list[str]:
         lines = []
         states = {node.node: node.state for node in status.nodes}
-        states |= {f"{link.source} -> {link.target}": link_state(link) for link in status.links}
+        states |= {link_name(way): link_state(way) for way in ways(status)}
         details = {node.node: "; ".join(node.reasons) for node in status.nodes}
-        details |= {row[0]: f"lag {row[3]}" for row in map(link_row, status.links)}
+        details |= {row[0]: f"lag {row[3]}" for row in map(link_row, ways(status))}
         for what, state in states.items():
             if self._shown.get(what) != state:
                 self._shown[what] = state
@@ -190,7 +196,7 @@ class LiveView:
         tables = []
         for names, rows in (
             (NODE_COLUMNS, map(node_row, status.nodes)),
-            (LINK_COLUMNS, map(link_row, status.links)),
+            (LINK_COLUMNS, map(link_row, ways(status))),
         ):
             table = Table(*names, box=box.SIMPLE_HEAD, pad_edge=False)
             for row in rows:

@@ -47,7 +47,7 @@ def handler(config: NodeConfig, stop: threading.Event) -> type[BaseHTTPRequestHa
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             peers = [
-                {"region": peer.region, "node": peer.node, "connected": True, "lag_seconds": 0.25, "lag_changes": 3}
+                {"region": peer.region, "node": peer.node, "sending": True, "lag_seconds": 0.25, "lag_changes": 3}
                 for peer in config.peers
             ]
             documents = {

@@ -158,7 +158,7 @@ def test_lab_commands_without_a_lab_end_with_status_4(ew: Command) -> None:
 
 
 def test_a_lab_that_cannot_be_is_refused_before_anything_is_made(ew: Command) -> None:
-    assert "--nodes 2: must be 1" in ew.refusal(2, "lab", "--nodes=2")
+    assert "--nodes 4: must be from 1 to 3" in ew.refusal(2, "lab", "--nodes=4")
     assert "--base-port 65535" in ew.refusal(2, "lab", "--base-port=65535")
     assert "name two regions" in ew.refusal(2, "lab", "heal", "apac")
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import psutil
@@ -20,7 +21,7 @@ from everwrite.errors import ConfigError, LabError, LockedError, PortInUseError
 from everwrite.server import lab as lab_module
 from everwrite.server.config import load
 from everwrite.server.lab import Lab, LabOptions
-from everwrite.server.lab_control import Answer, LabStatus, LinkStatus, NodeStatus, call, hold
+from everwrite.server.lab_control import Answer, LabStatus, LinkStatus, NodeStatus, call, hold, ways
 from everwrite.server.lab_plan import REGIONS, Plan
 from everwrite.server.lab_view import PlainView, columns, status_text
 from tests.cluster.processes import LAB_OFFSETS, free_base
@@ -72,11 +73,11 @@ class RunningLab:
         return [node.state for node in (await self.status()).nodes]
 
 
-def options(folder: Path, mode: str = "works", **plan: bool) -> LabOptions:
+def options(folder: Path, mode: str = "works", **plan: int) -> LabOptions:
     return LabOptions(folder, Plan(base_port=free_base(LAB_OFFSETS), **plan), (sys.executable, str(NODE), mode))
 
 
-def run_lab(folder: Path, body: Callable[[RunningLab], Awaitable[None]], mode: str = "works", **plan: bool) -> Recorder:
+def run_lab(folder: Path, body: Callable[[RunningLab], Awaitable[None]], mode: str = "works", **plan: int) -> Recorder:
     """Run a lab, `body` beside it when it is ready, then Ctrl-C; it must end with status 0."""
 
     async def main() -> Recorder:
@@ -354,9 +355,68 @@ def test_the_certificates_stay_from_one_run_to_the_next(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (folder / "certs").iterdir()} == before
 
 
-@pytest.mark.parametrize("nodes", [-1, 0, 2])
+def test_several_nodes_a_region_reach_each_other_directly_and_other_regions_through_links(tmp_path: Path) -> None:
+    async def body(lab: RunningLab) -> None:
+        places = lab.plan.places
+        base = places["us-east-0"].redis_port - 1
+        config = load(lab.folder / "eu-west-2" / "node.toml").config
+        assert (config.redis_port, config.http_port, config.peer_port) == (base + 121, base + 122, base + 123)
+        ports = {peer.node: peer.port for peer in config.peers}
+        assert set(ports) == set(places) - {"eu-west-2"}
+        assert {node for node, port in ports.items() if port == places[node].peer_port} == {"eu-west-0", "eu-west-1"}
+        await lab.call("cut", "us-east", "eu-west")
+        links = (await lab.status()).links
+        assert len(links) == 9 * 8
+        cut = {(link.source, link.target) for link in links if link.cut}
+        between = {(f"us-east-{i}", f"eu-west-{j}") for i in range(3) for j in range(3)}
+        assert cut == between | {(target, source) for source, target in between}
+        assert {link.round_trip_ms for link in links if link.source[:2] == link.target[:2]} == {0}
+        assert (await lab.call("kill", "apac/1")).message == "apac-1 killed"
+        assert (await lab.states()).count("ready") == 8
+        assert (await lab.call("start", "apac/1")).message == "apac-1 is ready"
+
+    run_lab(tmp_path / "lab", body, nodes=3)
+
+
+def link(source: str, target: str, **changes: Any) -> LinkStatus:
+    whole = {"round_trip_ms": 80, "cut": False, "connected": True, "lag_seconds": 0.0, "lag_changes": 0}
+    return LinkStatus(source=source, target=target, **(whole | changes))
+
+
+def test_the_way_between_regions_is_as_good_as_the_best_link_of_each_node_and_within_one_as_the_worst() -> None:
+    def node(region: str, number: int, pid: int | None) -> NodeStatus:
+        return NodeStatus(
+            region=region, node=f"{region}-{number}", state="ready" if pid else "killed", reasons=[], pid=pid,
+            exit_status=None, redis_port=1, http_port=2, peer_port=3, log="",
+        )  # fmt: skip
+
+    nodes = [node("a", 0, 1), node("a", 1, 2), node("b", 0, 3), node("b", 1, None)]
+    status = LabStatus(
+        pid=1, data="", wan=True, nodes=nodes,
+        links=[
+            link("a-0", "b-0", lag_seconds=3.0, lag_changes=30),
+            link("a-0", "b-1", connected=False),
+            link("a-1", "b-0", lag_seconds=2.0, lag_changes=9),
+            link("a-1", "b-1", lag_seconds=9.0),  # of before it was killed
+            link("b-0", "a-0", connected=False),
+            link("b-0", "a-1", cut=True, connected=False),
+            link("b-1", "a-0"),
+            link("a-0", "a-1", round_trip_ms=0, lag_seconds=0.5, lag_changes=2),
+            link("a-1", "a-0", round_trip_ms=0, connected=False),
+        ],
+    )  # fmt: skip
+    assert ways(status) == [
+        link("a", "b", lag_seconds=3.0, lag_changes=30),
+        link("b", "a", connected=False, lag_seconds=None, lag_changes=None),
+        link("a", "a", round_trip_ms=0, connected=False, lag_seconds=0.5, lag_changes=2),
+    ]
+    assert "within a" in status_text(status)
+    assert "a -> b " in status_text(status)
+
+
+@pytest.mark.parametrize("nodes", [-1, 0, 4])
 def test_other_numbers_of_nodes_are_refused(nodes: int) -> None:
-    with pytest.raises(ConfigError, match=rf"--nodes {nodes}: must be 1"):
+    with pytest.raises(ConfigError, match=rf"--nodes {nodes}: must be from 1 to 3"):
         Plan(nodes=nodes)
 
 

@@ -32,7 +32,7 @@ PAIRS = (("us-east", "eu-west"), ("eu-west", "apac"), ("us-east", "apac"))
 EVERWRITE = [sys.executable, "-P", "-m", "everwrite"]
 # Below the ports that Linux hands out by itself.
 BASE_PORTS = range(20_000, 32_000, 10)
-LAB_OFFSETS = [100 * region + port for region in range(3) for port in (1, 2, 3)]
+LAB_OFFSETS = [100 * region + 10 * node + port for region in range(3) for node in range(3) for port in (1, 2, 3)]
 NODE_OFFSETS = [1, 2, 3]
 # Bounds of a hang, far above what anything takes.
 READY_SECONDS = 60.0
@@ -257,12 +257,13 @@ class Region:
 
 
 class Lab:
-    """`everwrite lab` on free ports: three regions with one node each."""
+    """`everwrite lab` on free ports: three regions, with one node each unless told otherwise."""
 
-    def __init__(self, folder: Path, *, wan: bool = False, base_port: int | None = None) -> None:
+    def __init__(self, folder: Path, *, wan: bool = False, nodes: int = 1, base_port: int | None = None) -> None:
         self.folder = folder
         self.data = folder / "lab"
         self.wan = wan
+        self.nodes = nodes
         self.base_port = free_base(LAB_OFFSETS) if base_port is None else base_port
         self._background: Background | None = None
         self._clients: list[redis.Redis] = []
@@ -272,17 +273,19 @@ class Lab:
         assert self._background is not None, "the lab was not started"
         return self._background
 
-    def port(self, region: str, kind: str = "redis") -> int:
-        """A port of the region's node."""
+    def port(self, region: str, kind: str = "redis", node: int = 0) -> int:
+        """A port of a node of the region."""
         offset = {"redis": 1, "http": 2, "peer": 3}[kind]
-        return self.base_port + 100 * REGIONS.index(region) + offset
+        return self.base_port + 100 * REGIONS.index(region) + 10 * node + offset
 
     def start(self) -> Self:
-        """Start it and wait until all regions are ready."""
+        """Start it and wait until all nodes are ready."""
         self.end()
-        arguments = ["lab", f"--data={self.data}", f"--base-port={self.base_port}"]
+        arguments = ["lab", f"--data={self.data}", f"--base-port={self.base_port}", f"--nodes={self.nodes}"]
         self._background = Background(arguments + ([] if self.wan else ["--no-wan"]), self.folder, "lab")
-        self._background.wait_ready([self.port(region, "http") for region in REGIONS])
+        self._background.wait_ready(
+            [self.port(region, "http", node) for region in REGIONS for node in range(self.nodes)]
+        )
         return self
 
     def stop(self) -> None:
@@ -305,9 +308,9 @@ class Lab:
             each.close()
         self._clients.clear()
 
-    def client(self, region: str) -> redis.Redis:
-        """A client of one region, closed with the lab."""
-        self._clients.append(client(self.port(region)))
+    def client(self, region: str, node: int = 0) -> redis.Redis:
+        """A client of one node, closed with the lab."""
+        self._clients.append(client(self.port(region, node=node)))
         return self._clients[-1]
 
     def clients(self) -> list[redis.Redis]:
@@ -353,9 +356,9 @@ def running_region(folder: Path, nodes: int = 3, *options: str) -> Iterator[Regi
 
 
 @contextmanager
-def running_lab(folder: Path, *, wan: bool = False) -> Iterator[Lab]:
+def running_lab(folder: Path, *, wan: bool = False, nodes: int = 1) -> Iterator[Lab]:
     """A ready lab that is ended with the block."""
-    lab = Lab(folder, wan=wan)
+    lab = Lab(folder, wan=wan, nodes=nodes)
     try:
         yield lab.start()
     finally:
