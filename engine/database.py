@@ -16,11 +16,11 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from itertools import islice
 from typing import Any, NoReturn, SupportsIndex
 
-from everwrite import access, explain
+from everwrite import access, explain, freshness
 from everwrite.clock import merge
 from everwrite.errors import LogCutError, NotAnIntegerError, OverflowError, ProtocolError
 from everwrite.files import Files
@@ -416,6 +416,30 @@ class Database(Upkeep, MutableMapping[bytes, bytes]):
                 f"the batch changes key {need.namespace_key[1:]!r} on top of updates that this store lacks, "
                 "although its spans follow: it was not made by `changes` for this store"
             )
+
+    def question(self, keys: Iterable[bytes]) -> bytes:
+        """A question for what other stores know of these keys and this one doesn't; their `answer` takes it.
+
+        Raises TypeError when a key isn't bytes, TooLargeError when it is over 64 KiB.
+        """
+        return freshness.question(self, [_key(key) for key in keys])
+
+    def answer(self, question: bytes) -> list[bytes]:
+        """What this store knows of the keys that another one's `question` names and that one doesn't.
+
+        For its `join_states`; empty when it knows all. Raises ProtocolError when the question is malformed.
+        """
+        return freshness.answer(self, question)[0]
+
+    def join_states(self, states: list[bytes]) -> int:
+        """Join what another store's `answer` gave; durable on return. How many keys it brought news of.
+
+        Single keys get ahead of what `apply` has brought so: `applied` stays as it is. Raises ProtocolError when a
+        state is malformed or lacks parts, ClockDriftError when its clock is too far ahead.
+        """
+        joined = freshness.join_states(self, states)
+        self.commit_log()
+        return joined
 
     # What native code calls by these names is not visible to Python; these are the same for Python callers.
 

@@ -7,7 +7,7 @@ is another question, and only changes and claims answer it.
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from everwrite.change cimport PART_HEAD, Change, Part, change_parse, part_next
+from everwrite.change cimport PART_HEAD, Change, Part, change_parse, is_part, part_next
 from everwrite.clock cimport Dot, vector_get
 from everwrite.coding cimport (
     Buffer,
@@ -110,9 +110,31 @@ cdef uint64_t _newest_of(const uint8_t* data, size_t size, uint64_t origin) noex
     return newest
 
 
-def join_states(Store store not None, bytes body not None, size_t count):
+cdef bint _brings_news(Store store, const uint8_t* data, size_t size) except -1:
+    """Whether a whole, valid state has updates of its key that aren't in here. Needs the lock."""
+    cdef Change change
+    cdef Reader parts
+    cdef Part part
+    cdef size_t i
+    if store.horizon.size:
+        # A context that reaches behind it doesn't tell: a late write may have met a delete on one side only.
+        return True
+    change_parse(slice_of(data, size), &change)
+    parts = reader_of(change.parts)
+    part_next(&parts, &part)
+    check(head_decode(&store.theirs, part.value))
+    store._check(store.load(change.key.data[0], slice_of(change.key.data + 1, change.key.size - 1)))
+    for i in range(store.theirs.size):
+        if store.key_context(store.theirs.rows[i].origin) < store.theirs.rows[i].context:
+            return True
+    return False
+
+
+def join_states(Store store not None, bytes body not None, size_t count, scope not None):
     """Join `count` states of keys or parts of states, as in a batch of states; durable after `Store.commit_log`.
 
+    What is held already is neither joined nor logged again. `scope`: whatever no other conversation has, to tell its
+    parts of states by. Returns (how many states brought news, the keys, with space bytes, whose parts are complete).
     Raises ProtocolError (malformed, or with updates of this store's own that it never made) and
     ClockDriftError; nothing was joined then.
     """
@@ -120,6 +142,11 @@ def join_states(Store store not None, bytes body not None, size_t count):
     cdef size_t size = len(body)
     cdef uint64_t newest = 0
     cdef int status
+    cdef size_t joined = 0
+    cdef Reader r
+    cdef const uint8_t* at
+    cdef Slice state
+    cdef Change change
     with nogil:
         status = store._validate(True, data, size, count, &newest)
     if status < 0:
@@ -139,6 +166,19 @@ def join_states(Store store not None, bytes body not None, size_t count):
                 f"max_clock_drift is {store.clock.max_drift_ms} ms: set the sender's clock right"
             )
         # Parts of a state that is large come in several messages of one conversation.
-        store._join_states(data, size, store._take_parts("exchange", data, size, False))
+        whole = store._take_parts(scope, data, size, False)
+        r = reader_of(slice_of(data, size))
+        while reader_left(&r):
+            at = r.at
+            state = get_slice(&r)
+            change_parse(state, &change)
+            if not is_part(&change) and _brings_news(store, state.data, state.size):
+                store._join_states(at, r.at - at, [])
+                joined += 1
+        for key, each in whole:
+            if _brings_news(store, <const uint8_t*><bytes>each, len(each)):
+                store._join_states(NULL, 0, [(key, each)])
+                joined += 1
+        return joined, {key for key, _ in whole}
     finally:
         store.unlock()

@@ -285,7 +285,7 @@ class Initiator:
             left = list(answer.left) + left
 
     def _join(self, answer: States) -> None:
-        self._counts["joined"] += _join(self._store, answer.batch)
+        self._counts["joined"] += _join(self._store, answer.batch, self)
 
 
 class Responder:
@@ -314,7 +314,7 @@ class Responder:
             case Offer():
                 answer = self._offered(message)
             case Push():
-                _join(self._store, message.batch)
+                _join(self._store, message.batch, self)
                 answer = self._states(list(message.fetch), [])
             case _:
                 raise ProtocolError(f"malformed message: a {type(message).__name__} is an answer, not a question")
@@ -394,14 +394,14 @@ class _Outbox:
         return encode_batch(STATES, [], len(states), as_body(states)) if states else b""
 
 
-def _join(store: Store, packed: bytes) -> int:
+def _join(store: Store, packed: bytes, scope: Initiator | Responder) -> int:
     """Join states or parts from a message; how many, durable as the store was opened for."""
     if not packed:
         return 0
     batch = decode_batch(packed)
     if batch.kind != STATES:
         raise ProtocolError("malformed message: its batch is not one of states; nothing of it was joined")
-    exchange.join_states(store, batch.body, batch.count)
+    exchange.join_states(store, batch.body, batch.count, scope)
     store.commit_log()
     return batch.count
 
