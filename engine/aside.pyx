@@ -12,13 +12,13 @@ from everwrite.clock cimport Dot, vector_covers
 from everwrite.coding cimport Reader, Slice, reader_of, slice_of
 from everwrite.durable cimport DurableKeyspace
 from everwrite.parts cimport PartStore, part_slices
-from everwrite.state cimport Head, head_decode, head_free, head_init
+from everwrite.state cimport MAX_STATE, Head, head_decode, head_free, head_init
 from everwrite.status cimport Status, check
 
 from everwrite.errors import ClockDriftError, ProtocolError, TooLargeError
 
-STATE_BYTES_MAX = 240 << 20
-"""A state that other stores send: what a frame of the log takes."""
+STATE_BYTES_MAX = MAX_STATE
+"""A state that other stores send, or all those that one group of changes needs."""
 
 KEPT_BYTES = 1 << 30
 """States that were pulled, kept until the group that needs them can be applied; the oldest go first."""

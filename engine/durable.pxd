@@ -8,8 +8,7 @@ disk writes are refused until there is some.
 
 from libc.stdint cimport int64_t, uint64_t
 
-from everwrite.coding cimport Slice
-from everwrite.refusals cimport RefusingKeyspace
+from everwrite.frames cimport FramedKeyspace
 from everwrite.wal_reader cimport WalReader
 
 
@@ -19,7 +18,7 @@ cdef enum:
     SET_ASIDE_URGENT = 256
 
 
-cdef class DurableKeyspace(RefusingKeyspace):
+cdef class DurableKeyspace(FramedKeyspace):
     cdef object __weakref__
     cdef readonly object durability
     cdef readonly uint64_t store_id
@@ -52,7 +51,6 @@ cdef class DurableKeyspace(RefusingKeyspace):
     cdef void _remember_status(self, int status) noexcept nogil
     cdef int _write_log(self, bint sync) noexcept nogil
     cdef int _replay(self, WalReader reader) except -1
-    cdef int _replay_frame(self, Slice payload) noexcept nogil
     cdef object _freeze(self)
     cdef object _note_position(self)
     cdef int _checked_commit(self, int status) except? -1

@@ -11,14 +11,13 @@ from dataclasses import replace
 import msgpack
 import zstandard
 
-from everwrite.change cimport Change, change_check, change_parse
-from everwrite.clock cimport Dot, HybridClock, vector_dict, vector_load, vector_raise
-from everwrite.coding cimport Reader, Slice, get_slice, get_u8, get_u64, get_varint, reader_left, reader_of, slice_of
+from everwrite.clock cimport HybridClock, vector_dict, vector_load
+from everwrite.coding cimport Slice
 from everwrite.digest cimport leaves_bytes, leaves_load
-from everwrite.refusals cimport NO_SPACE_FOR_IDENTITY, NO_SPACE_TO_COMPACT, NO_SPACE_TO_FLUSH, RefusingKeyspace
-from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_HORIZON, FRAME_STATE
+from everwrite.frames cimport FramedKeyspace, pieces_free
+from everwrite.refusals cimport NO_SPACE_FOR_IDENTITY, NO_SPACE_TO_COMPACT, NO_SPACE_TO_FLUSH
 from everwrite.lsm cimport Lsm
-from everwrite.status cimport Status, check, fault_corrupt
+from everwrite.status cimport Status, check
 from everwrite.threads cimport ew_recursive_mutex_init
 from everwrite.wal_reader cimport WalReader
 
@@ -42,7 +41,7 @@ cdef enum Tuning:
     FROZEN_MAX = 2               # full memory tables that are frozen before writers wait for the flush
 
 
-cdef class DurableKeyspace(RefusingKeyspace):
+cdef class DurableKeyspace(FramedKeyspace):
     """Keys that outlive the process: `Store` adds what goes between stores."""
 
     def __cinit__(self, *args, **kwargs):
@@ -189,12 +188,12 @@ cdef class DurableKeyspace(RefusingKeyspace):
                 while True:
                     status = reader.next(end, &payload)
                     if status == 1:
-                        status = self._replay_frame(payload)
+                        status = self.replay_frame(payload)
                         if status == Status.OK:
                             status = 1
                     if status != 1 or self.lsm.wants_freeze():
                         break
-                    if reader.position - start >= Tuning.INDEX_EVERY:
+                    if reader.position - start >= Tuning.INDEX_EVERY and self.pieces.count == 0:
                         break
             if status == 1:
                 start = reader.position
@@ -203,44 +202,9 @@ cdef class DurableKeyspace(RefusingKeyspace):
                     self.lsm.freeze(self._checkpoint(start))
                     self.lsm.flush_frozen()
         check(status)
+        # Without the frame that would have joined them.
+        pieces_free(&self.pieces)
         return 0
-
-    cdef int _replay_frame(self, Slice payload) noexcept nogil:
-        cdef Reader r = reader_of(payload)
-        cdef int kind = get_u8(&r)
-        cdef Change change
-        cdef Slice body
-        cdef uint64_t count
-        cdef uint64_t _i
-        cdef Dot dot
-        cdef int status = Status.OK
-        if kind == FRAME_CHANGES:
-            while reader_left(&r) and status >= 0:
-                body = get_slice(&r)
-                status = change_parse(body, &change)
-                if status < 0 or change_check(&change) < 0:
-                    return fault_corrupt(b"log", 0, b"a change in the log can't be decoded")
-                status = self.apply_change(body)
-                if status == Status.ERR_GUARD:
-                    return fault_corrupt(b"log", 0, b"a change in the log builds on one that is missing")
-                if change.dot.timestamp > self.clock.last:
-                    self.clock.last = change.dot.timestamp
-                if vector_raise(&self.applied, change.dot.origin, change.dot.timestamp) < 0:
-                    return Status.ERR_MEMORY
-        elif kind == FRAME_STATE:
-            status = self.apply_change(slice_of(r.at, reader_left(&r)))
-        elif kind == FRAME_CLAIM or kind == FRAME_HORIZON:
-            count = get_varint(&r)
-            for _i in range(count):
-                dot.origin = get_u64(&r)
-                dot.timestamp = get_u64(&r)
-                if r.failed or vector_raise(
-                    &self.applied if kind == FRAME_CLAIM else &self.horizon, dot.origin, dot.timestamp
-                ) < 0:
-                    return fault_corrupt(b"log", 0, b"a claim or horizon in the log can't be decoded")
-        else:
-            return fault_corrupt(b"log", 0, b"a log frame of an unknown kind")
-        return status if status < 0 else Status.OK
 
     def close(self):
         """Stop, make everything durable, and let go of the directory. Idempotent.
@@ -335,7 +299,7 @@ cdef class DurableKeyspace(RefusingKeyspace):
                     self._attempt(NO_SPACE_FOR_IDENTITY, self._extend_clock_bound)
                 except BaseException as error:
                     self.stop_writing(error)
-        status = RefusingKeyspace.reserve(self, size)
+        status = FramedKeyspace.reserve(self, size)
         self.log_full = status == Status.ERR_READ_ONLY
         return status
 

@@ -24,6 +24,7 @@ from everwrite.join cimport CHANGED, CONFLICT, Seen, join_element
 from everwrite.lsm cimport LsmIterator, pin_init, pin_release
 from everwrite.state cimport (
     ELEMENT_KIND_COUNT,
+    MAX_STATE,
     Collection,
     Kind,
     Row,
@@ -141,6 +142,8 @@ cdef class ElementStore:
                 failed |= put_slice(into, name) | put_slice(into, self.lsm.value(walk.it))
                 if failed:
                     status = Status.ERR_MEMORY
+                elif into.size > MAX_STATE:
+                    status = Status.ERR_STATE_TOO_LARGE
             walk_free(&walk, self.lsm)
             if status < 0:
                 return status

@@ -25,7 +25,7 @@ cdef class InboundKeyspace(HorizonKeyspace):
     cdef bint _reaches(self, const Change* change, dict context) except -1
     cdef object _apply_groups(self, const uint8_t* data, size_t size)
     cdef int _apply_fitting(self, Reader* r, Slice* body) noexcept nogil
-    cdef int _apply_with_states(self, Slice body, list states) except? -1
+    cdef int _apply_with_states(self, Slice body, list states, bint in_pieces) except? -1
     cdef int _apply_group(self, Slice body, bint unchecked) noexcept nogil
     cdef int _join_states(self, const uint8_t* data, size_t size, list whole) except -1
     cdef int _apply_states(self, const uint8_t* data, size_t size) noexcept nogil

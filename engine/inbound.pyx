@@ -26,6 +26,9 @@ from everwrite.clock import merge
 from everwrite.errors import ClockDriftError, ClosedError, GapError, ProtocolError, TooLargeError
 from everwrite.need import Need
 
+FRAME_STATES_BYTES = 240 << 20
+"""States, and the changes that need them, that go into one frame of the log; more go in pieces before it."""
+
 RESYNCS_OPEN = 64
 """Resyncs whose batches are remembered until their claim; the oldest are forgotten."""
 
@@ -325,9 +328,9 @@ cdef class InboundKeyspace(HorizonKeyspace):
                 raise TooLargeError(
                     f"a group of changes and the states that it needs have {size} bytes; the limit is {STATE_BYTES_MAX}"
                 )
+            self._check(self._apply_with_states(body, kept, size > FRAME_STATES_BYTES))
             for key in keys:
                 self._drop_kept(key)
-            self._check(self._apply_with_states(body, kept))
 
     cdef int _apply_fitting(self, Reader* r, Slice* body) noexcept nogil:
         """Apply groups whose guards hold on what is stored. ERR_GUARD: *body, the last one, needs a closer look."""
@@ -355,10 +358,14 @@ cdef class InboundKeyspace(HorizonKeyspace):
                 return status
         return Status.OK
 
-    cdef int _apply_with_states(self, Slice body, list states) except? -1:
+    cdef int _apply_with_states(self, Slice body, list states, bint in_pieces) except? -1:
         """One frame for all of it: neither a reader nor a crash gets between the states and the changes."""
         cdef Slice state
-        cdef int status = self.reserve(body.size + sum(len(each) + CHANGE_HEAD_BYTES for each in states))
+        cdef uint64_t pieces = self.log_pieces(states) if in_pieces else 0
+        cdef uint64_t size = 0 if in_pieces else sum(len(each) + CHANGE_HEAD_BYTES for each in states)
+        cdef int status = self.reserve(body.size + size + CHANGE_HEAD_BYTES)
+        if status >= 0 and in_pieces:
+            status = self.join_begin(pieces)
         if status < 0:
             return status
         self.batch_begin()
@@ -367,7 +374,7 @@ cdef class InboundKeyspace(HorizonKeyspace):
             state = slice_of(<const uint8_t*><bytes>each, len(each))
             with nogil:
                 status = self.apply_change(state)
-                if status >= 0:
+                if status >= 0 and not in_pieces:
                     status = self.log_change(state)
             if status < 0:
                 self.grouping = False
@@ -427,6 +434,9 @@ cdef class InboundKeyspace(HorizonKeyspace):
             status = self._apply_states(data, size)
         self._check(status)
         for _, each in whole:
+            if len(each) > FRAME_STATES_BYTES:
+                self._check(self._apply_with_states(slice_of(NULL, 0), [each], True))
+                continue
             state = slice_of(<const uint8_t*><bytes>each, len(each))
             with nogil:
                 status = self.join_state(state)

@@ -28,7 +28,7 @@ from everwrite.coding cimport (
     slice_of,
 )
 from everwrite.frozen cimport FrozenStore
-from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_HORIZON, FRAME_STATE
+from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_HORIZON, FRAME_JOIN, FRAME_PIECE, FRAME_STATE
 from everwrite.lsm cimport LsmIterator
 from everwrite.ranks cimport SPAN_MAX
 from everwrite.scores cimport element_score, sortable
@@ -487,7 +487,11 @@ cdef int _check_frame(Slice payload) noexcept nogil:
     cdef uint64_t count
     cdef uint64_t _i
     cdef Change change
-    if kind == FRAME_CHANGES:
+    if kind == FRAME_PIECE:
+        get_varint(&r)
+    elif kind == FRAME_CHANGES or kind == FRAME_JOIN:
+        if kind == FRAME_JOIN:
+            get_varint(&r)
         while reader_left(&r) and not r.failed:
             if change_parse(get_slice(&r), &change) < 0 or change_check(&change) < 0:
                 return Status.ERR_DECODE

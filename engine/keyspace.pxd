@@ -24,6 +24,8 @@ cdef enum FrameKind:
     FRAME_STATE = 2        # a full state without a dot, from a resync
     FRAME_CLAIM = 3        # varint count + dots: after a resync, this vector is applied
     FRAME_HORIZON = 4      # varint count + dots: from here on this vector is behind the horizon
+    FRAME_PIECE = 5        # varint number + bytes: of states that are too large for a frame; see frames.pxd
+    FRAME_JOIN = 6         # varint number of the pieces before it, then as FRAME_CHANGES: their states come first
 
 cdef enum:
     # Updates that are logged together, encoded. Below what a batch may hold (batch.MAX_BATCH_BODY).

@@ -97,12 +97,9 @@ cdef class PartStore:
     cdef object take(self, object scope, Slice body):
         """The whole state when this part, a valid one, was the last that it lacked; else None."""
         cdef Change change
-        cdef Buffer whole
-        cdef Slice piece
+        cdef Buffer head
         cdef Dot none
         change_parse(body, &change)
-        if body.size > WAITING_BYTES:
-            raise TooLargeError(f"a part of a state has {body.size} bytes; the limit is {WAITING_BYTES}")
         named = (scope, change.key.data[: change.key.size], change.dot.origin, change.previous >> 32)
         held = self.waiting.pop(named, {})
         # The newest last: what has waited longest is forgotten first.
@@ -115,24 +112,28 @@ cdef class PartStore:
                 oldest = next(iter(self.waiting))
                 self.forgotten.append(oldest[0])
                 self.forget(oldest)
+                if oldest == named:
+                    raise TooLargeError(
+                        f"the state of key {named[1][1:64]!r} has over {WAITING_BYTES} bytes, which is the "
+                        "limit: split the key"
+                    )
             return None
         self.forget(named)
         none.origin = none.timestamp = 0
-        buffer_init(&whole)
+        buffer_init(&head)
         try:
-            if put_change(&whole, CHANGE_FULL_STATE, none, 0, change.key):
+            if put_change(&head, CHANGE_FULL_STATE, none, 0, change.key):
                 raise MemoryError("out of memory for a key's state")
-            for index in range(len(held)):
-                if index not in held:
-                    raise ProtocolError(f"malformed state of key {named[1][1:]!r}: its parts don't make a whole")
-                data = held[index]
-                piece = slice_of(<const uint8_t*><bytes>data, len(data))
-                change_parse(piece, &change)
-                if put_bytes(&whole, change.parts.data, change.parts.size):
-                    raise MemoryError("out of memory for a key's state")
-            return whole.data[: whole.size]
+            pieces = [head.data[: head.size]]
         finally:
-            buffer_free(&whole)
+            buffer_free(&head)
+        for index in range(len(held)):
+            if index not in held:
+                raise ProtocolError(f"malformed state of key {named[1][1:]!r}: its parts don't make a whole")
+            data = held[index]
+            change_parse(slice_of(<const uint8_t*><bytes>data, len(data)), &change)
+            pieces.append(memoryview(data)[change.parts.data - <const uint8_t*><bytes>data :])
+        return b"".join(pieces)
 
     cdef object forget(self, object named):
         held = self.waiting.pop(named, None)

@@ -19,7 +19,8 @@ from everwrite.coding cimport (
     slice_of,
 )
 from everwrite.files cimport Files
-from everwrite.keyspace cimport FRAME_CHANGES, FRAME_STATE
+from everwrite.frames cimport pieces_add, pieces_free, pieces_joined
+from everwrite.keyspace cimport FRAME_CHANGES, FRAME_JOIN, FRAME_PIECE, FRAME_STATE
 from everwrite.lsm cimport LsmIterator
 from everwrite.mapping cimport StoreMapping
 from everwrite.state cimport (
@@ -39,6 +40,7 @@ from everwrite.status cimport Status, check
 from everwrite.table_writer cimport TableWriter
 from everwrite.wal_format cimport WAL_FRAME_BYTES, WAL_HEADER_BYTES, WAL_PAYLOAD_LIMIT, FrameHeader, wal_load_frame
 
+from everwrite.inbound import FRAME_STATES_BYTES
 from everwrite.manifest import TableInfo
 
 
@@ -104,6 +106,8 @@ cdef class SalvageStore(StoreMapping):
 
     cdef dict contexts               # key -> origin -> timestamp: what `distrust` took away
 
+    cdef bint _feed_one(self, Slice body, list incomplete) except -1
+
     def __cinit__(self, *args, **kwargs):
         self.contexts = {}
         # A part of an index may be lost, and whoever takes the states over makes his own.
@@ -121,40 +125,63 @@ cdef class SalvageStore(StoreMapping):
         None when the frame can't be decoded.
         """
         cdef Reader r = reader_of(_slice(payload))
+        cdef Reader states
         cdef int kind = get_u8(&r)
-        cdef int status = Status.OK
         cdef Slice body
-        cdef Change change
         incomplete = []
-        if kind != FRAME_CHANGES and kind != FRAME_STATE:
-            # A claim: what it says of completeness doesn't hold here.
+        whole = True
+        if kind == FRAME_PIECE:
+            # One that doesn't follow the one before it lies behind a hole, which the offsets of the frames show.
+            if pieces_add(&self.pieces, &r) == Status.ERR_MEMORY:
+                raise MemoryError("out of memory for states in the log")
             return incomplete
         with nogil:
             self.lock()
         try:
-            while reader_left(&r) and status >= 0:
-                body = get_slice(&r) if kind == FRAME_CHANGES else slice_of(r.at, reader_left(&r))
-                if r.failed or change_parse(body, &change) < 0 or change_check(&change) < 0:
-                    return None
-                with nogil:
-                    status = self.load(change.key.data[0], slice_of(change.key.data + 1, change.key.size - 1))
-                    if status >= 0:
-                        status = self.guard(&change)
-                if status == Status.ERR_GUARD:
-                    incomplete.append(change.key.data[1 : change.key.size])
-                if status == Status.OK or status == Status.ERR_GUARD:
-                    with nogil:
-                        status = self.merge(&change)
-                        if status >= 0:
-                            status = self.log_change(change.body)
-                if change.dot.timestamp > self.clock.last:
-                    self.clock.last = change.dot.timestamp
-                if kind == FRAME_STATE:
-                    break
+            if kind == FRAME_JOIN:
+                whole = pieces_joined(&self.pieces, &r, &states) == Status.OK
+                while whole and reader_left(&states):
+                    whole = self._feed_one(get_slice(&states), incomplete)
+            elif kind == FRAME_STATE:
+                whole = self._feed_one(slice_of(r.at, reader_left(&r)), incomplete)
+            if kind == FRAME_CHANGES or kind == FRAME_JOIN:
+                while not r.failed and reader_left(&r):
+                    body = get_slice(&r)
+                    whole = not r.failed and self._feed_one(body, incomplete) and whole
+            # Else a claim: what it says of completeness doesn't hold here.
         finally:
             self.unlock()
-        self._checked_commit(status if status < 0 else 0)
-        return incomplete
+            pieces_free(&self.pieces)
+        self._checked_commit(0)
+        return incomplete if whole else None
+
+    cdef bint _feed_one(self, Slice body, list incomplete) except -1:
+        """Merge a change or state; whether it can be decoded. Needs the lock."""
+        cdef Change change
+        cdef uint64_t pieces = 0
+        cdef int status
+        if change_parse(body, &change) < 0 or change_check(&change) < 0:
+            return False
+        if body.size > FRAME_STATES_BYTES:
+            pieces = self.log_pieces([body.data[: body.size]])
+        with nogil:
+            status = self.load(change.key.data[0], slice_of(change.key.data + 1, change.key.size - 1))
+            if status >= 0:
+                status = self.guard(&change)
+        if status == Status.ERR_GUARD:
+            incomplete.append(change.key.data[1 : change.key.size])
+        if status == Status.OK or status == Status.ERR_GUARD:
+            with nogil:
+                status = self.merge(&change)
+                if status >= 0 and pieces:
+                    status = self.join_begin(pieces)
+                    status = self.log_group() if status >= 0 else status
+                elif status >= 0:
+                    status = self.log_change(change.body)
+        if change.dot.timestamp > self.clock.last:
+            self.clock.last = change.dot.timestamp
+        self._check(status)
+        return True
 
     def distrust(self, may_lack):
         """Forget the contexts of keys some of whose elements may be lost, so that the log's changes count again.

@@ -51,6 +51,7 @@ cdef enum Limit:
     REGISTERS_BYTES = 48      # an element of a HyperLogLog: 64 registers of six bits
     MAX_KEY = 65536
     MAX_VALUE = 67108864
+    MAX_STATE = 1073741824    # of a key, for another store: both have it in memory
 
 
 cdef inline bint is_element_kind(int kind) noexcept nogil:

@@ -21,6 +21,7 @@ cdef enum Status:
     ERR_NOT_A_NUMBER = -17    # a score is NaN, or an amount to add isn't finite
     ERR_NO_RIGHTS = -18       # a bounded counter: this origin holds fewer rights than it would spend
     ERR_NOT_A_POSITION = -19  # bytes that name no place in a sequence
+    ERR_STATE_TOO_LARGE = -20  # of a key, for another store
 
 
 cdef struct Fault:

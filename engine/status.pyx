@@ -105,6 +105,9 @@ cdef object _exception(int status):
         Status.ERR_TOO_LARGE: (
             errors.TooLargeError, "a key is over 65,536 bytes, a value over 64 MiB, or an update over 144 MiB in all"
         ),
+        Status.ERR_STATE_TOO_LARGE: (
+            errors.TooLargeError, "the state of a key is over 1 GiB and can't be sent to other stores: split the key"
+        ),
         Status.ERR_DECODE: (errors.ProtocolError, "malformed bytes: nothing was applied"),
         Status.ERR_GUARD: (errors.ProtocolError, "the change builds on updates that this store lacks"),
         Status.ERR_CUT: (errors.LogCutError, "the log was cut past this reader's position; a full resync is needed"),

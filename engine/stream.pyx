@@ -26,7 +26,7 @@ from everwrite.coding cimport (
     reader_of,
     slice_of,
 )
-from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_HORIZON
+from everwrite.keyspace cimport FRAME_CHANGES, FRAME_CLAIM, FRAME_HORIZON, FRAME_JOIN
 from everwrite.state cimport Head
 from everwrite.status cimport Status, check, fault_corrupt
 from everwrite.store cimport Store
@@ -124,7 +124,10 @@ cdef class Stream:
                 if self._wants(origin) and not vector_covers(&self.handed_out, origin, timestamp):
                     return Status.ERR_GUARD
             return Status.OK
-        if kind != FRAME_CHANGES:
+        if kind == FRAME_JOIN:
+            # What it joins besides is for this store's own recovery, as all states in the log are.
+            get_varint(&r)
+        elif kind != FRAME_CHANGES:
             return Status.OK
         buffer_init(&group)
         while reader_left(&r) and status == Status.OK:

@@ -265,7 +265,7 @@ def test_a_stream_of_all_origins_sends_a_large_state_ahead_in_parts() -> None:
     assert stream.sent == {eu.origin: eu.applied[eu.origin]}
 
 
-def test_a_state_beyond_a_frame_of_the_log_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     eu, ap, batch, need = needing()
     monkeypatch.setattr("everwrite.aside.STATE_BYTES_MAX", 2 * PART_BYTES)
     *parts, last = split_state(large_state(eu))
@@ -277,5 +277,9 @@ def test_a_state_beyond_a_frame_of_the_log_is_refused(monkeypatch: pytest.Monkey
         reconcile(ap, eu)
     assert ap.key_count() == 0
     assert ap.digest_leaves() == rebuild(ap)
+    monkeypatch.setattr("everwrite.parts.WAITING_BYTES", 3 * PART_BYTES // 2)
+    assert ap.supply_state(need, parts[0]) is False
+    with pytest.raises(everwrite.TooLargeError, match="b'large' has over"):
+        ap.supply_state(need, parts[1])
     ap[b"other"] = b"goes on"
     assert ap.apply_batch(batch) == need
