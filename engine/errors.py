@@ -26,8 +26,11 @@ __all__ = [
     "PortInUseError",
     "ProtocolError",
     "ReadOnlyError",
+    "ReadTimeout",
     "StorageError",
     "TooLargeError",
+    "Unavailable",
+    "WriteTimeout",
     "WrongTypeError",
     "first_of",
 ]
@@ -158,6 +161,42 @@ class LocalProtocolError(EverwriteError, RuntimeError):
 
 class PortInUseError(EverwriteError):
     """Another process listens on a port that is needed; the message names the port and the setting."""
+
+
+class Unavailable(EverwriteError):
+    """Too few replicas are alive for the consistency level; nothing was applied.
+
+    Attributes: `required` and `alive` (numbers of replicas). Try again later, or at a lower level.
+    """
+
+    def __init__(self, message: str, *, required: int = 0, alive: int = 0) -> None:
+        super().__init__(message)
+        self.required = required
+        self.alive = alive
+
+
+class WriteTimeout(EverwriteError, TimeoutError):
+    """Too few replicas acknowledged a write in time: it is applied on some, and may reach the others later.
+
+    Attributes: `received` and `required` (numbers of replicas).
+    """
+
+    def __init__(self, message: str, *, received: int = 0, required: int = 0) -> None:
+        super().__init__(message)
+        self.received = received
+        self.required = required
+
+
+class ReadTimeout(EverwriteError, TimeoutError):
+    """Too few replicas told in time what they hold of the keys; nothing was applied.
+
+    Attributes: `received` and `required` (numbers of replicas).
+    """
+
+    def __init__(self, message: str, *, received: int = 0, required: int = 0) -> None:
+        super().__init__(message)
+        self.received = received
+        self.required = required
 
 
 class LabError(EverwriteError):
