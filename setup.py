@@ -1,7 +1,7 @@
 """Build the Cython modules.
 
-The folders `engine/` and `server/` are the import packages `everwrite` and
-`everwrite.server`. Cython resolves `cimport` by import name, so a tree of
+The folders `engine/`, `server/` and `server/pyclient/` are the import packages `everwrite`,
+`everwrite.server` and `everwrite.client`. Cython resolves `cimport` by import name, so a tree of
 symbolic links under `build/links` shows the sources under those names. mypy
 reads the same tree, and after `build_ext --inplace` it can be imported from:
 `PYTHONPATH=build/links`.
@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 LINKS = Path("build") / "links"
-SOURCES = {"engine": "everwrite", "server": "everwrite/server"}
+SOURCES = {"engine": "everwrite", "server": "everwrite/server", "server/pyclient": "everwrite/client"}
 CHECKED = bool(os.environ.get("EVERWRITE_CHECKED"))
 DIRECTIVES = {
     "language_level": 3,

@@ -1,7 +1,7 @@
 """Everwrite: an embedded, mergeable key-value store.
 
 `open` gives a `Database`: a mapping of bytes that many stores can write at once and merge by
-exchanging bytes (`Database.changes`, `Database.apply`).
+exchanging bytes (`Database.changes`, `Database.apply`). `Client` and `AsyncClient` talk to servers.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,14 @@ from everwrite.backup import BackupInfo, restore
 from everwrite.database import Counter, Database, MapView, SetView, VersionVector
 from everwrite.database import open_database as open
 from everwrite.errors import (
+    AuthenticationError,
     BackupError,
     ClockDriftError,
     ClosedError,
     ConfigError,
+    ConnectionLostError,
     CorruptionError,
+    DeadlineError,
     EverwriteError,
     FormatError,
     GapError,
@@ -22,14 +25,17 @@ from everwrite.errors import (
     LockedError,
     LogCutError,
     NotAnIntegerError,
+    Outcome,
     OverflowError,
     PeerError,
     ProtocolError,
     ReadOnlyError,
     ReadTimeout,
+    ServerError,
     StorageError,
     TooLargeError,
     Unavailable,
+    UnreachableError,
     WriteTimeout,
     WrongTypeError,
 )
@@ -40,19 +46,25 @@ from everwrite.snapshot import Snapshot
 from everwrite.stability import Stability
 
 if TYPE_CHECKING:
+    from everwrite.client import AsyncClient, Client
     from everwrite.reconcile import Reconciled, sync
 
 __all__ = [
+    "AsyncClient",
+    "AuthenticationError",
     "BackupError",
     "BackupInfo",
     "BoundedCounter",
+    "Client",
     "ClockDriftError",
     "ClosedError",
     "ConfigError",
+    "ConnectionLostError",
     "CorruptionError",
     "Counter",
     "Damage",
     "Database",
+    "DeadlineError",
     "EverwriteError",
     "Flag",
     "FormatError",
@@ -66,6 +78,7 @@ __all__ = [
     "MinRegister",
     "MultiRegister",
     "NotAnIntegerError",
+    "Outcome",
     "OverflowError",
     "PeerError",
     "ProtocolError",
@@ -74,6 +87,7 @@ __all__ = [
     "Reconciled",
     "Report",
     "SequenceView",
+    "ServerError",
     "SetView",
     "Snapshot",
     "SortedSet",
@@ -81,6 +95,7 @@ __all__ = [
     "StorageError",
     "TooLargeError",
     "Unavailable",
+    "UnreachableError",
     "VersionVector",
     "WriteTimeout",
     "WrongTypeError",
@@ -96,4 +111,9 @@ def __getattr__(name: str) -> Any:
         from everwrite import reconcile
 
         return getattr(reconcile, name)
+    # Whoever embeds a store needs neither sockets nor the Redis protocol.
+    if name in ("AsyncClient", "Client"):
+        from everwrite import client
+
+        return getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,12 +5,17 @@ Each message names what was wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+import enum
+
 __all__ = [
+    "AuthenticationError",
     "BackupError",
     "ClockDriftError",
     "ClosedError",
     "ConfigError",
+    "ConnectionLostError",
     "CorruptionError",
+    "DeadlineError",
     "EverwriteError",
     "FormatError",
     "GapError",
@@ -21,23 +26,40 @@ __all__ = [
     "LogCutError",
     "NotAnIntegerError",
     "NotRunningError",
+    "Outcome",
     "OverflowError",
     "PeerError",
     "PortInUseError",
     "ProtocolError",
     "ReadOnlyError",
     "ReadTimeout",
+    "ServerError",
     "StorageError",
     "TooLargeError",
     "Unavailable",
+    "UnreachableError",
     "WriteTimeout",
     "WrongTypeError",
     "first_of",
 ]
 
 
+class Outcome(enum.Enum):
+    """What is known of a write that a server was asked for and that ended in an error."""
+
+    NOT_APPLIED = "not applied"
+    UNKNOWN = "unknown"
+
+
 class EverwriteError(Exception):
-    """The root of the tree."""
+    """The root of the tree.
+
+    Attributes, set where a client of a server raises: `outcome` (whether the request may have been applied
+    all the same; a read is never applied) and `address` ("host:port" of the node that was asked last).
+    """
+
+    outcome: Outcome | None = None
+    address: str | None = None
 
 
 class ConfigError(EverwriteError, ValueError):
@@ -161,6 +183,33 @@ class LocalProtocolError(EverwriteError, RuntimeError):
 
 class PortInUseError(EverwriteError):
     """Another process listens on a port that is needed; the message names the port and the setting."""
+
+
+class UnreachableError(EverwriteError, ConnectionError):
+    """None of a client's addresses could be connected to; nothing was applied."""
+
+
+class ConnectionLostError(EverwriteError, ConnectionError):
+    """The connection ended before the reply, and the request may not be sent again; `outcome` says what is known."""
+
+
+class DeadlineError(EverwriteError, TimeoutError):
+    """A client's `timeout` was over before the reply; `outcome` says what is known."""
+
+
+class AuthenticationError(EverwriteError, PermissionError):
+    """The server wants a user name and password, or refused those that the client has."""
+
+
+class ServerError(EverwriteError):
+    """A server refused a command for a reason that has no class of its own.
+
+    Attribute: `code`, the first word of the error reply ("ERR", "LOADING", "NOPROTO", ...).
+    """
+
+    def __init__(self, message: str, *, code: str = "ERR") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Unavailable(EverwriteError):
