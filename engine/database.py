@@ -16,7 +16,7 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, Sequence, ValuesView
 from itertools import islice
 from typing import Any, NoReturn, SupportsIndex
 
@@ -442,6 +442,18 @@ class Database(Upkeep, MutableMapping[bytes, bytes]):
         return joined
 
     # What native code calls by these names is not visible to Python; these are the same for Python callers.
+
+    def answer_piece(self, question: bytes, limit: int) -> tuple[list[bytes], bytes]:
+        """As `answer`, but at most about `limit` bytes, and the rest of the question, empty at the end."""
+        return freshness.answer(self, question, limit)
+
+    def join_piece(self, states: Sequence[bytes], conversation: freshness.Conversation) -> int:
+        """As `join_states`, but of one piece of an answer, and durable only with the next `commit`."""
+        return freshness.join_states(self, states, conversation)
+
+    def forget_parts(self, conversation: freshness.Conversation) -> None:
+        """Let go of what a conversation that has ended early has brought of unfinished states."""
+        freshness.forget_parts(self, conversation)
 
     def commit(self) -> None:
         """Make all that was applied or written reach the log, as durably as this store was opened for."""

@@ -10,7 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Close", "Dial", "Effect", "Fail", "Log", "Persist", "Resolve", "Resume", "SendFrame", "SetTimer"]
+__all__ = [
+    "Answered",
+    "Close",
+    "Dial",
+    "Effect",
+    "Fail",
+    "Log",
+    "Persist",
+    "RegionChanged",
+    "Resolve",
+    "Resume",
+    "SendFrame",
+    "SetTimer",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +36,14 @@ class Dial:
 
 @dataclass(frozen=True, slots=True)
 class SendFrame:
-    """Send these bytes on the connection, after what was sent before."""
+    """Send these bytes on the connection, after what was sent before.
+
+    `urgent`: ahead of whole frames that wait, but never of the connection's first one, the hello.
+    """
 
     connection: int
     data: bytes
+    urgent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +82,31 @@ class Resolve:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """The question `token` is over: `received` replicas have answered, and what they knew more is in the store."""
+
+    token: int
+    received: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegionChanged:
+    """What this node knows of its region's replicas, itself among them; sent when one of these changes.
+
+    `replicas` belong to the region, `alive` of them can take part in a quorum now. A quorum of them, and all,
+    durably hold this node's own updates up to the timestamps `quorum_held` and `all_held` (2**64 - 1 when
+    there are no others). While `recovering` this node may lack what it has once acknowledged, and can't
+    take part in a quorum itself.
+    """
+
+    replicas: int
+    alive: int
+    quorum_held: int
+    all_held: int
+    recovering: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Something an operator wants to know. `level` is a level of `logging`; `event` a short fixed name."""
 
@@ -81,4 +123,4 @@ class Fail:
     error: Exception
 
 
-Effect = Dial | SendFrame | Close | SetTimer | Persist | Resume | Resolve | Log | Fail
+Effect = Dial | SendFrame | Close | SetTimer | Persist | Resume | Resolve | Answered | RegionChanged | Log | Fail

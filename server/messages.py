@@ -14,6 +14,8 @@ import msgspec
 __all__ = [
     "PROTOCOL_VERSION",
     "Ack",
+    "Answer",
+    "Ask",
     "Batch",
     "Goodbye",
     "Heartbeat",
@@ -71,11 +73,13 @@ class Ack(msgspec.Struct, array_like=True, frozen=True, tag=3):
 
 class Heartbeat(msgspec.Struct, array_like=True, frozen=True, tag=4):
     """Sent both ways. `newest` is the newest timestamp of the speaker's own origin, `pending` how many
-    changes it has yet to send on this connection (0 from a receiver)."""
+    changes it has yet to send on this connection (0 from a receiver). `complete`: the speaker holds all that it
+    has ever acknowledged, so that its answers count for a quorum."""
 
     now_ms: Unsigned
     newest: Unsigned
     pending: Unsigned
+    complete: bool
 
 
 class Pull(msgspec.Struct, array_like=True, frozen=True, tag=5):
@@ -112,4 +116,21 @@ class Goodbye(msgspec.Struct, array_like=True, frozen=True, tag=9):
     message: Annotated[str, msgspec.Meta(max_length=1024)]
 
 
-Message = Hello | Batch | Ack | Heartbeat | Pull | KeyState | Resync | ResyncEnd | Goodbye
+class Ask(msgspec.Struct, array_like=True, frozen=True, tag=10):
+    """The receiver wants to know what the sender knows more of some keys than it does; `question` is of
+    `Database.question`. `number` is the receiver's name for it."""
+
+    number: Unsigned
+    question: bytes
+
+
+class Answer(msgspec.Struct, array_like=True, frozen=True, tag=11):
+    """The answer to an `Ask`, or a piece of it: states, and parts of states, of the keys of which the sender
+    knows more. `more`: another piece follows."""
+
+    number: Unsigned
+    states: list[bytes]
+    more: bool
+
+
+Message = Hello | Batch | Ack | Heartbeat | Pull | KeyState | Resync | ResyncEnd | Goodbye | Ask | Answer

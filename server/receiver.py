@@ -38,9 +38,10 @@ class Receiver:
         self.changes = 0
         self.pulls = 0
         self.resyncs = 0
+        self.complete = False  # whether the sender holds all that it has ever acknowledged, by its heartbeats
         self.delay_ms: int | None = None  # age of the newest change of the last batch when it was applied
         self._store = store
-        self._settings = settings
+        self.settings = settings
         self._told: dict[int, int] = {}
         self._held: deque[Message] = deque()
         self._held_bytes = 0
@@ -66,9 +67,10 @@ class Receiver:
         Raises what `apply_batch` raises.
         """
         if isinstance(message, Heartbeat):
-            check_clock(self.session.who, message.now_ms, self._store.now_ms(), self._settings.max_clock_drift_ms)
+            check_clock(self.session.who, message.now_ms, self._store.now_ms(), self.settings.max_clock_drift_ms)
             self._newest = max(self._newest, message.newest)
             self._pending = message.pending
+            self.complete = message.complete
             self._note_position()
             return []
         if isinstance(message, KeyState):
@@ -103,9 +105,9 @@ class Receiver:
         self.acked_sequence = sequence
         return self.session.encode(Ack(sequence, news))
 
-    def heartbeat(self) -> bytes:
+    def heartbeat(self, complete: bool) -> bytes:
         """The frame of a heartbeat."""
-        return self.session.encode(Heartbeat(self._store.now_ms(), self._store.last_timestamp, 0))
+        return self.session.encode(Heartbeat(self._store.now_ms(), self._store.last_timestamp, 0, complete))
 
     # -- figures ----------------------------------------------------------------------------------
 
@@ -201,7 +203,7 @@ class Receiver:
             self._held_bytes += len(message.data)
         self._held.append(message)
         # The sender's window is its own setting, hence the generous margin: what matters is a bound.
-        if self._held_bytes > FRAME_BYTES_MAX + 2 * self._settings.window_bytes or len(self._held) > 100_000:
+        if self._held_bytes > FRAME_BYTES_MAX + 2 * self.settings.window_bytes or len(self._held) > 100_000:
             raise PeerError(
                 f"{self.session.who} goes on sending without acknowledgements: {len(self._held)} messages and "
                 f"{self._held_bytes} bytes wait for the key that was asked for",

@@ -14,41 +14,37 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from everwrite.errors import (
-    ClockDriftError,
-    CorruptionError,
-    GapError,
-    LogCutError,
-    PeerError,
-    ProtocolError,
-    ReadOnlyError,
-    StorageError,
-    TooLargeError,
-)
+from everwrite.errors import EverwriteError, PeerError, StorageError
+from everwrite.server.causes import cause_of
 from everwrite.server.coordinator import AckWaits, Verdict, verdict
 from everwrite.server.effects import Close, Dial, Effect, Fail, Log, Persist, Resolve, Resume, SendFrame, SetTimer
-from everwrite.server.messages import PROTOCOL_VERSION, Batch, Goodbye, Heartbeat, Hello, Message, Pull, Resync
+from everwrite.server.messages import (
+    PROTOCOL_VERSION,
+    Answer,
+    Ask,
+    Batch,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Message,
+    Pull,
+    Resync,
+)
 from everwrite.server.peer import Peer, PeerAddress, PeerTable
 from everwrite.server.receiver import Receiver
+from everwrite.server.region import Region
 from everwrite.server.replicated_store import ReplicatedStore
 from everwrite.server.reports import Reporter, announce_origin
 from everwrite.server.sender import Sender
-from everwrite.server.session import Identity, Role, Session, check_clock, check_hello
+from everwrite.server.session import Identity, Role, Session, check_clock, check_hello, check_history
 from everwrite.server.settings import ReplicationSettings
+from everwrite.server.topology import Topology, mesh
 
-__all__ = ["Replicator", "Topology", "mesh"]
-
-# Which origins a link relays: the store ids whose records go to the peer, None for all.
-Topology = Callable[[int, int], Collection[int] | None]
-
-
-def mesh(own_store_id: int, peer_store_id: int) -> Collection[int] | None:
-    """Every node has a link to every other: send what is one's own, and give back what the peer has lost."""
-    return {own_store_id, peer_store_id}
+__all__ = ["Replicator"]
 
 
 class Replicator:
@@ -78,6 +74,10 @@ class Replicator:
         self._peer_of: dict[int, Peer] = {}
         self._next_connection = 1
         self._effects: list[Effect] = []
+        members = [peer for peer in self.peers if peer.region == identity.region]
+        self.region = Region(
+            store, identity.region, members, self.settings, lambda effect: self._effects.append(effect)
+        )
         self._timer_at: float | None = None
         # The applied vector as of the last commit that has ended, and of the one under way.
         self._committed: dict[int, int] = {}
@@ -92,9 +92,7 @@ class Replicator:
         self._committed = dict(self._store.applied)
         self._guard(now, None, lambda: announce_origin(self._store, self.identity))
         for peer in self.peers:
-            peer.redial_at = now
-        for peer in self.peers:
-            peer.behind_since = now
+            peer.redial_at = peer.behind_since = now
         return self._finish(now)
 
     def accepted(self, now: float, identity: Identity) -> tuple[int, list[Effect]]:
@@ -104,7 +102,7 @@ class Replicator:
         for old in list(self._links.values()):
             if old.session.hello is None and old.session.role is Role.SENDER and old.session.identity == identity:
                 self._refuse(now, old, "replaced", f"peer {identity} has connected anew", quiet=True)
-        self._links[connection] = Sender(session, self._store, self.settings)
+        self._links[connection] = Sender(session, self._store, self._settings_for(identity))
         return connection, self._finish(now)
 
     def dialled(self, now: float, connection: int, identity: Identity) -> list[Effect]:
@@ -114,7 +112,7 @@ class Replicator:
             return [Close(connection, "no longer wanted")]
         peer.dialling = peer.dial_deadline = None
         session = Session(connection, Role.RECEIVER, identity, now)
-        receiver = Receiver(session, self._store, self.settings)
+        receiver = Receiver(session, self._store, self._settings_for(identity))
         self._links[connection] = peer.receiver = receiver
         peer.retry_soon = True
         try:
@@ -192,7 +190,7 @@ class Replicator:
                     frame = link.acknowledge(sequence, self._committed)
                     if frame is not None:
                         self._effects.append(SendFrame(connection, frame))
-            self._check_recovered()
+            self._check_recovered(now)
             self._wake_senders(now)
         return self._finish(now)
 
@@ -205,8 +203,8 @@ class Replicator:
             self._check_dial(now, peer)
         for link in list(self._links.values()):
             self._check_link(now, link)
-        for token, regions in self.waits.expire(now, self.peers.region_positions(self._store.origin)):
-            self._effects.append(Resolve(token, regions))
+        self._expire_waits(now)
+        self.region.tick(now)
         if self._guard(now, None, lambda: self._reporter.tick(now)):
             self._wake_senders(now)
         return self._finish(now)
@@ -220,11 +218,9 @@ class Replicator:
             )
             self._effects.append(Close(link.session.connection, "stopping"))
             self._drop(now, link)
-        for peer in self.peers:
-            if peer.dialling is not None:
-                self._effects.append(Close(peer.dialling, "stopping"))
-        for token, regions in self.waits.expire(math.inf, self.peers.region_positions(self._store.origin)):
-            self._effects.append(Resolve(token, regions))
+        self._effects += [Close(peer.dialling, "stopping") for peer in self.peers if peer.dialling is not None]
+        self._expire_waits(math.inf)
+        self.region.tick(math.inf)
         return self._finish(now)
 
     # -- waiting for acknowledgement --------------------------------------------------------------
@@ -240,23 +236,33 @@ class Replicator:
         state = verdict(positions, timestamp, count)
         over = state is Verdict.WON or (state is Verdict.LOST and deadline is None)
         token = self.waits.add(timestamp, count, now if over else deadline)
-        if over:
-            self._effects += [Resolve(*item) for item in self.waits.expire(now, positions)]
+        self._expire_waits(now)
         return token, self._finish(now)
 
     def cancel(self, token: int) -> None:
         """Forget a wait: its client has gone."""
         self.waits.cancel(token)
 
+    # -- asking the region ------------------------------------------------------------------------
+
+    def ask(self, now: float, question: bytes, answers: int, deadline: float) -> tuple[int, list[Effect]]:
+        """Ask `answers` other replicas of the region what they know more of some keys than this node's store.
+
+        `question` is of `Store.question`, `deadline` in seconds. Returns a token, and effects; an `Answered`,
+        perhaps among them, has the token and how many answers were joined into the store: fewer than `answers`
+        when the deadline came first, or so many replicas aren't alive.
+        """
+        return self.region.ask(now, question, answers, deadline), self._finish(now)
+
+    def cancel_ask(self, token: int) -> None:
+        """Forget a question: nobody waits for it any more."""
+        self.region.cancel(token)
+
     # -- figures ----------------------------------------------------------------------------------
 
     def drained(self) -> bool:
         """Whether every connected peer has acknowledged the whole log."""
-        return all(
-            peer.sender.behind_since() is None
-            for peer in self.peers
-            if peer.sender is not None and peer.sender.session.hello is not None
-        )
+        return all(peer.sender.behind_since() is None for peer in self.peers if peer.sender is not None)
 
     def statuses(self, now: float) -> list[dict[str, Any]]:
         """The status of each peer."""
@@ -265,13 +271,14 @@ class Replicator:
 
     def statistics(self) -> dict[str, int]:
         """Flat counters over all peers."""
-        figures: dict[str, int] = {
+        return {
+            **self.peers.totals(),
+            **self.region.statistics(),
             "peers": len(self.peers),
             "connections": len(self._links),
             "waits": len(self.waits),
             "reporting": int(self._reporter.recovered),
         }
-        return {**self.peers.totals(), **figures}
 
     # -- receiving --------------------------------------------------------------------------------
 
@@ -280,7 +287,7 @@ class Replicator:
         session = link.session
         connection = session.connection
         while connection in self._links:
-            if isinstance(link, Receiver) and link.has_held:
+            if link.has_held:
                 ok = self._guard(now, link, partial(self._take_held, link))
                 heavy = True
             else:
@@ -288,16 +295,16 @@ class Replicator:
                 if message is None:
                     return
                 ok = self._guard(now, link, partial(self._handle, now, link, message))
-                heavy = isinstance(message, Batch | Pull)
+                heavy = isinstance(message, Batch | Pull | Ask | Answer)
             if not ok:
                 return
             if heavy:
-                if session.buffered or (isinstance(link, Receiver) and link.has_held):
+                if session.buffered or link.has_held:
                     self._effects.append(Resume(connection))
                 return
 
-    def _take_held(self, link: Receiver) -> bool:
-        return self._send(link, link.next_held())
+    def _take_held(self, link: Receiver | Sender) -> bool:
+        return self._send(link, link.next_held(), urgent=isinstance(link, Sender))
 
     def _handle(self, now: float, link: Receiver | Sender, message: Message) -> bool:
         if isinstance(message, Hello):
@@ -310,6 +317,8 @@ class Replicator:
                 peer.retry_soon = message.cause == "stopping"
             self._effects.append(Close(link.session.connection, text))
             self._drop(now, link)
+        elif isinstance(link, Receiver) and isinstance(message, Answer):
+            self.region.receive(now, link, message)
         elif isinstance(link, Receiver):
             if isinstance(message, Resync):
                 self._log(
@@ -321,7 +330,7 @@ class Replicator:
             if isinstance(message, Heartbeat):
                 check_clock(link.session.who, message.now_ms, self._store.now_ms(), self.settings.max_clock_drift_ms)
             acked_before = link.acked.get(self._store.origin, 0)
-            self._send(link, link.handle(now, message))
+            self._send(link, link.handle(now, message), urgent=isinstance(message, Ask))
             if link.acked.get(self._store.origin, 0) != acked_before:
                 self._note_acked(link)
             if link.flush_at is not None and link.flush_at <= now:
@@ -340,52 +349,58 @@ class Replicator:
             self.settings.max_clock_drift_ms,
         )
         issued = max(self._store.last_timestamp, self._store.applied.get(self._store.origin, 0))
-        if hello.applied.get(self._store.origin, 0) > issued:
-            raise PeerError(
-                f"{session.who} holds updates of this node up to {hello.applied[self._store.origin]}, but this node "
-                f"has made them only up to {issued}: the data directory is an older copy of itself; start with an "
-                "empty one",
-                cause="stale_store",
-            )
+        check_history(hello, session.who, self._store.origin, issued)
         session.accept_hello(hello)
         if isinstance(link, Sender):
             peer = self.peers.settle(session.identity)
             if peer.sender is not None:
-                old = peer.sender
-                self._refuse(now, old, "replaced", f"{session.who} has connected anew", quiet=True)
+                self._refuse(now, peer.sender, "replaced", f"{session.who} has connected anew", quiet=True)
             peer.sender = link
             self._peer_of[session.connection] = peer
             self._send_hello(session)
-            self._told(peer, hello)
+            self._told(now, peer, hello)
             store_ids = self._topology(self._store.store_id, hello.store_id)
             self._send(link, link.begin(now, hello.applied, store_ids, peer.behind_since))
             self._note_resync(link, 0)
+            if peer.region == self.identity.region:
+                self._send(link, [link.heartbeat(self.region.completeness.complete)])
             # The peer is there: don't sit out the back-off.
             if peer.redial_at is not None and peer.retry_soon:
                 peer.redial_at = now
         else:
             peer = self._peer_of[session.connection]
             peer.connections += 1
-            self._told(peer, hello)
+            self._told(now, peer, hello)
             self._log(
                 logging.INFO, "peer_connected", f"receiving the log of {session.who}", peer=str(peer),
                 protocol=hello.protocol, software=hello.software,
             )  # fmt: skip
 
-    def _told(self, peer: Peer, hello: Hello) -> None:
+    def _told(self, now: float, peer: Peer, hello: Hello) -> None:
         """Take in what a checked hello says of the peer's positions."""
         peer.told(hello.origin, hello.applied)
         peer.held_of_ours = self._reporter.held_of_ours(hello.applied)
-        self._check_recovered()
+        self.region.told(peer, hello.applied)
+        self._check_recovered(now)
         self._resolve_waits()
 
-    def _check_recovered(self) -> None:
+    def _check_recovered(self, now: float) -> None:
         self._reporter.check_recovered([peer.held_of_ours for peer in self.peers])
+        if self._guard(now, None, lambda: self.region.completeness.check(self._committed)):
+            # Its region is to know at once.
+            self._wake_senders(now)
+            for link in self._links.values():
+                if isinstance(link, Sender) and link.session.hello is not None:
+                    self._heartbeat(now, link)
 
     def _note_acked(self, link: Sender) -> None:
         peer = self._peer_of[link.session.connection]
         peer.acked = link.acked
         self._resolve_waits()
+
+    def _expire_waits(self, now: float) -> None:
+        positions = self.peers.region_positions(self._store.origin)
+        self._effects += [Resolve(*item) for item in self.waits.expire(now, positions)]
 
     def _resolve_waits(self) -> None:
         if len(self.waits):
@@ -395,10 +410,17 @@ class Replicator:
 
     # -- sending ----------------------------------------------------------------------------------
 
-    def _send(self, link: Receiver | Sender, frames: list[bytes]) -> bool:
+    def _settings_for(self, identity: Identity) -> ReplicationSettings:
+        return self.settings.within_region() if identity.region == self.identity.region else self.settings
+
+    def _send(self, link: Receiver | Sender, frames: list[bytes], *, urgent: bool = False) -> bool:
         connection = link.session.connection
-        self._effects += [SendFrame(connection, frame) for frame in frames]
+        self._effects += [SendFrame(connection, frame, urgent) for frame in frames]
         return True
+
+    def _heartbeat(self, now: float, link: Receiver | Sender) -> None:
+        link.session.heartbeat_at = now
+        self._send(link, [link.heartbeat(self.region.completeness.complete)], urgent=True)
 
     def _send_hello(self, session: Session) -> Mapping[int, int]:
         store = self._store
@@ -470,16 +492,15 @@ class Replicator:
         session = link.session
         if session.connection not in self._links:
             return
-        # The sums are those of _next_time, to the last bit: else a timer could come and find nothing due.
+        # The sums are those of due_times, to the last bit: else a timer could come and find nothing due.
         if session.received_at + self.settings.dead_after <= now:
             silent = now - session.received_at
             self._refuse(now, link, "timeout", f"{session.who} was silent for {silent:.1f} s")
             return
         if session.hello is None:
             return
-        if session.heartbeat_at + self.settings.heartbeat_interval <= now:
-            session.heartbeat_at = now
-            self._effects.append(SendFrame(session.connection, link.heartbeat()))
+        if session.heartbeat_at + link.settings.heartbeat_interval <= now:
+            self._heartbeat(now, link)
         if isinstance(link, Sender):
             if link.flush_at is not None and link.flush_at <= now:
                 self._flush(now, link)
@@ -492,25 +513,14 @@ class Replicator:
         """Run a step; an error ends the connection that it concerns, or the node when the store has failed."""
         try:
             return action()
-        except PeerError as error:
-            cause, message = error.cause, str(error)
-        except ClockDriftError as error:
-            cause, message = "clock_drift", str(error)
-        except GapError as error:
-            cause, message = "gap", str(error)
-        except (ProtocolError, TooLargeError) as error:
-            cause, message = "bad_batch", str(error)
-        except LogCutError as error:
-            cause, message = "log_cut", str(error)
-        except CorruptionError as error:
-            cause, message = "corruption", str(error)
-        except ReadOnlyError as error:
-            # The peer sends it again; until there is space, dialling again is put off more and more.
-            cause, message = "disk_full", str(error)
-        except StorageError as error:
-            self._failed = True
-            self._effects.append(Fail(error))
-            return None
+        except EverwriteError as error:
+            cause, message = cause_of(error), str(error)
+            if cause is None:
+                if not isinstance(error, StorageError):
+                    raise
+                self._failed = True
+                self._effects.append(Fail(error))
+                return None
         if link is None:
             self._log(logging.ERROR, cause, message)
         else:
@@ -544,6 +554,7 @@ class Replicator:
             else:
                 link.close()
         elif peer is not None and peer.receiver is link:
+            self.region.link_lost(now, link)
             peer.last_heard = link.session.received_at
             peer.retire_receiver()
             self._schedule_dial(now, peer)
@@ -564,9 +575,11 @@ class Replicator:
                 for connection, link in self._links.items()
                 if isinstance(link, Receiver) and link.uncommitted
             }
-            if marks:
+            if marks or self.region.uncommitted:
+                self.region.uncommitted = False
                 self._committing = (dict(self._store.applied), marks)
                 self._effects.append(Persist())
+        self.region.note_changes()
         at = self._next_time()
         if at != self._timer_at:
             self._timer_at = at
@@ -577,15 +590,11 @@ class Replicator:
     def _next_time(self) -> float | None:
         if self._stopping or self._failed:
             return None
-        settings = self.settings
-        times: list[float | None] = [self._reporter.due_at(), self.waits.next_deadline()]
+        times: list[float | None] = [self._reporter.due_at(), self.waits.next_deadline(), self.region.next_time()]
         for peer in self.peers:
             times += (peer.redial_at, peer.dial_deadline)
         for link in self._links.values():
-            session = link.session
-            times.append(session.received_at + settings.dead_after)
-            if session.hello is not None:
-                times.append(session.heartbeat_at + settings.heartbeat_interval)
-                if isinstance(link, Sender):
-                    times.append(link.flush_at)
+            times += link.session.due_times(link.settings)
+            if isinstance(link, Sender):
+                times.append(link.flush_at)
         return min((at for at in times if at is not None), default=None)

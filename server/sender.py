@@ -13,7 +13,7 @@ from typing import Final
 
 from everwrite.errors import LogCutError, PeerError
 from everwrite.parts import split_state
-from everwrite.server.messages import Ack, Batch, Heartbeat, KeyState, Message, Pull, Resync, ResyncEnd
+from everwrite.server.messages import Ack, Answer, Ask, Batch, Heartbeat, KeyState, Message, Pull, Resync, ResyncEnd
 from everwrite.server.replicated_store import ReplicatedStore, Stream
 from everwrite.server.session import Local, Session, State
 from everwrite.server.settings import ReplicationSettings
@@ -45,13 +45,14 @@ class Sender:
         self.flush_at: float | None = None
         self.resyncs = 0
         self.pulls_served = 0
+        self.asks_served = 0
         self.batches = 0
         self.changes = 0
         # What the peer has acknowledged (with its hello, then with each Ack): its vector.
         self.acked: dict[int, int] = {}
         self._store = store
         self._store_ids: Collection[int] | None = ()
-        self._settings = settings
+        self.settings = settings
         self._stream: Stream | None = None
         self._resync: Iterator[bytes] | None = None
         self._unacked: deque[_Sent] = deque()
@@ -60,6 +61,8 @@ class Sender:
         self._counted = 0
         self._flushed_at = float("-inf")
         self._waiting_since: float | None = None
+        # What is left to answer of questions whose answers are large.
+        self._half_answered: deque[Ask] = deque()
 
     # -- what the replicator drives ---------------------------------------------------------------
 
@@ -83,7 +86,19 @@ class Sender:
             self.pulls_served += 1
             parts = split_state(self._store.key_state(message.key))
             return [self.session.encode(KeyState(message.key, part)) for part in parts]
+        if isinstance(message, Ask):
+            self.asks_served += 1
+            return self._answer(message)
         return []
+
+    @property
+    def has_held(self) -> bool:
+        """Whether `next_held` has something to answer."""
+        return bool(self._half_answered)
+
+    def next_held(self) -> list[bytes]:
+        """Answer another piece of a question; the frames to send."""
+        return self._answer(self._half_answered.popleft())
 
     def write_noticed(self, now: float) -> bool:
         """The log has grown. Returns True when there is something to send right now."""
@@ -91,12 +106,12 @@ class Sender:
             return False
         if self._waiting_since is None:
             self._waiting_since = now
-        due = self._flushed_at + self._settings.flush_interval
-        if due <= now or self._stream.pending() >= self._settings.flush_changes:
+        due = self._flushed_at + self.settings.flush_interval
+        if due <= now or self._stream.pending() >= self.settings.flush_changes:
             due = now
         if self.flush_at is None or due < self.flush_at:
             # Shut window: the acknowledgement that reopens it sends what waits.
-            if self.unacked_bytes >= self._settings.window_bytes:
+            if self.unacked_bytes >= self.settings.window_bytes:
                 return False
             self.flush_at = due
         return self.flush_at <= now
@@ -107,13 +122,13 @@ class Sender:
         One at a time, so that the caller can let others run: when more is ready `flush_at` is `now`.
         """
         self.flush_at = None
-        if self.unacked_bytes >= self._settings.window_bytes:
+        if self.unacked_bytes >= self.settings.window_bytes:
             return []
         if self._resync is not None:
             return self._flush_resync(now)
         if self._stream is None:
             return []
-        settings = self._settings
+        settings = self.settings
         behind = self._stream.pending() > settings.flush_changes
         try:
             data = self._stream.next_batch(
@@ -136,9 +151,10 @@ class Sender:
                 self.flush_at = now
         return [frame]
 
-    def heartbeat(self) -> bytes:
+    def heartbeat(self, complete: bool) -> bytes:
         """The frame of a heartbeat."""
-        return self.session.encode(Heartbeat(self._store.now_ms(), self._store.last_timestamp, self.pending()))
+        store = self._store
+        return self.session.encode(Heartbeat(store.now_ms(), store.last_timestamp, self.pending(), complete))
 
     def close(self) -> None:
         """Let go of the log."""
@@ -163,6 +179,25 @@ class Sender:
         return self._unacked[0].since if self._unacked else self._waiting_since
 
     # -- within -----------------------------------------------------------------------------------
+
+    def _answer(self, ask: Ask) -> list[bytes]:
+        limit = self.settings.batch_bytes_max
+        states, rest = self._store.answer_piece(ask.question, limit)
+        if rest:
+            self._half_answered.append(Ask(ask.number, rest))
+        pieces: list[list[bytes]] = [[]]
+        size = 0
+        for state in states:
+            if pieces[-1] and size + len(state) > limit:
+                pieces.append([])
+                size = 0
+            pieces[-1].append(state)
+            size += len(state)
+        last = len(pieces) - 1
+        return [
+            self.session.encode(Answer(ask.number, piece, bool(rest) or index < last))
+            for index, piece in enumerate(pieces)
+        ]
 
     def _open(self, now: float) -> list[bytes]:
         try:
@@ -195,7 +230,7 @@ class Sender:
             frames = [self.session.encode(ResyncEnd(self._sequence))]
             return frames + self._continue_after_resync(now)
         frame = self._batch(now, data, 0, 0)
-        if self.unacked_bytes < self._settings.window_bytes:
+        if self.unacked_bytes < self.settings.window_bytes:
             self.flush_at = now
         return [frame]
 
@@ -233,7 +268,7 @@ class Sender:
 
     def _schedule(self, now: float) -> None:
         """After an acknowledgement: go on with what the shut window or the flush interval held back."""
-        if self.flush_at is not None or self.unacked_bytes >= self._settings.window_bytes:
+        if self.flush_at is not None or self.unacked_bytes >= self.settings.window_bytes:
             return
         if self._resync is not None:
             self.flush_at = now

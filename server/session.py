@@ -17,6 +17,8 @@ from everwrite.server import codec
 from everwrite.server.messages import (
     PROTOCOL_VERSION,
     Ack,
+    Answer,
+    Ask,
     Batch,
     Goodbye,
     Heartbeat,
@@ -27,8 +29,19 @@ from everwrite.server.messages import (
     Resync,
     ResyncEnd,
 )
+from everwrite.server.settings import ReplicationSettings
 
-__all__ = ["TRANSITIONS", "Identity", "Local", "Role", "Session", "State", "check_hello"]
+__all__ = [
+    "TRANSITIONS",
+    "Identity",
+    "Local",
+    "Role",
+    "Session",
+    "State",
+    "check_clock",
+    "check_hello",
+    "check_history",
+]
 
 
 class Role(enum.Enum):
@@ -74,6 +87,7 @@ TRANSITIONS: Final[dict[Role, dict[State, dict[Event, State]]]] = {
             Batch: State.STREAMING,
             Heartbeat: State.STREAMING,
             Resync: State.RESYNCING,
+            Answer: State.STREAMING,
             Local.PULL_SENT: State.PULLING,
             Goodbye: State.CLOSED,
             Local.CLOSE: State.CLOSED,
@@ -84,12 +98,14 @@ TRANSITIONS: Final[dict[Role, dict[State, dict[Event, State]]]] = {
             Resync: State.PULLING,
             ResyncEnd: State.PULLING,
             Heartbeat: State.PULLING,
+            Answer: State.PULLING,
             Goodbye: State.CLOSED,
             Local.CLOSE: State.CLOSED,
         },
         State.RESYNCING: {
             Batch: State.RESYNCING,
             Heartbeat: State.RESYNCING,
+            Answer: State.RESYNCING,
             ResyncEnd: State.STREAMING,
             Goodbye: State.CLOSED,
             Local.CLOSE: State.CLOSED,
@@ -106,6 +122,7 @@ TRANSITIONS: Final[dict[Role, dict[State, dict[Event, State]]]] = {
             Ack: State.STREAMING,
             Heartbeat: State.STREAMING,
             Pull: State.STREAMING,
+            Ask: State.STREAMING,
             Local.LOG_CUT: State.RESYNCING,
             Goodbye: State.CLOSED,
             Local.CLOSE: State.CLOSED,
@@ -114,6 +131,7 @@ TRANSITIONS: Final[dict[Role, dict[State, dict[Event, State]]]] = {
             Ack: State.RESYNCING,
             Heartbeat: State.RESYNCING,
             Pull: State.RESYNCING,
+            Ask: State.RESYNCING,
             Local.RESYNC_SENT: State.POSITIONING,
             Goodbye: State.CLOSED,
             Local.CLOSE: State.CLOSED,
@@ -122,6 +140,7 @@ TRANSITIONS: Final[dict[Role, dict[State, dict[Event, State]]]] = {
             Ack: State.POSITIONING,
             Heartbeat: State.POSITIONING,
             Pull: State.POSITIONING,
+            Ask: State.POSITIONING,
             Local.POSITION_KNOWN: State.STREAMING,
             Goodbye: State.CLOSED,
             Local.CLOSE: State.CLOSED,
@@ -191,6 +210,17 @@ def check_hello(
             cause="protocol",
         )
     check_clock(who, hello.now_ms, now_ms, max_clock_drift_ms)
+
+
+def check_history(hello: Hello, who: str, own_origin: int, issued: int) -> None:
+    """Raise `PeerError` when the peer holds updates of this node beyond `issued`, the newest that it has made."""
+    held = hello.applied.get(own_origin, 0)
+    if held > issued:
+        raise PeerError(
+            f"{who} holds updates of this node up to {held}, but this node has made them only up to {issued}: the "
+            "data directory is an older copy of itself; start with an empty one",
+            cause="stale_store",
+        )
 
 
 def check_clock(who: str, peer_ms: int, now_ms: int, max_clock_drift_ms: int) -> None:
@@ -269,6 +299,11 @@ class Session:
                 raise LocalProtocolError(f"this node tried {what}")
             raise PeerError(f"{self.who} sent {what}", cause="illegal_message")
         self.state = target
+
+    def due_times(self, settings: ReplicationSettings) -> tuple[float, ...]:
+        """When its silence ends it, and when it has to say something again."""
+        dead_at = self.received_at + settings.dead_after
+        return (dead_at,) if self.hello is None else (dead_at, self.heartbeat_at + settings.heartbeat_interval)
 
     def encode(self, message: Message) -> bytes:
         """The frame of a message, counted as sent."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["ReplicationSettings"]
 
@@ -24,3 +24,10 @@ class ReplicationSettings:
     report_interval: float = 1.0
     log_repeat_interval: float = 600.0
     max_clock_drift_ms: int = 500
+    # Between nodes of one region.
+    region_heartbeat_interval: float = 0.2
+    asks_max: int = 256  # questions under way at once
+
+    def within_region(self) -> ReplicationSettings:
+        """What holds for a connection with a node of the own region: changes go at once."""
+        return replace(self, flush_interval=0.0, heartbeat_interval=self.region_heartbeat_interval)

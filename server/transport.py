@@ -21,7 +21,20 @@ import trio
 from everwrite.errors import PeerError, StorageError
 from everwrite.server.certs import peer_identity
 from everwrite.server.config import split_address
-from everwrite.server.effects import Close, Dial, Effect, Fail, Log, Persist, Resolve, Resume, SendFrame, SetTimer
+from everwrite.server.effects import (
+    Answered,
+    Close,
+    Dial,
+    Effect,
+    Fail,
+    Log,
+    Persist,
+    RegionChanged,
+    Resolve,
+    Resume,
+    SendFrame,
+    SetTimer,
+)
 from everwrite.server.replication import Replicator
 from everwrite.server.session import Identity
 
@@ -51,17 +64,31 @@ class _Connection:
         self.number = number
         self.stream = stream
         self.outbox: deque[bytes] = deque()
+        self.urgent: deque[bytes] = deque()
         self.outbox_bytes = 0
+        self.greeted = False  # the first frame, the hello, is on its way: nothing goes ahead of that
         self.changed = trio.Event()
         self.drained = trio.Event()
         self.closing = False
         self.resume = False
         self.scope = trio.CancelScope()
 
-    def send(self, data: bytes) -> None:
-        self.outbox.append(data)
+    def send(self, data: bytes, urgent: bool) -> None:
+        (self.urgent if urgent and self.greeted else self.outbox).append(data)
         self.outbox_bytes += len(data)
         self.changed.set()
+
+    def take(self) -> list[bytes]:
+        """Take out the next frames to send: WRITE_BYTES of them, or one."""
+        pieces: list[bytes] = []
+        size = 0
+        while waiting := self.urgent or self.outbox:
+            if pieces and size + len(waiting[0]) > WRITE_BYTES:
+                break
+            pieces.append(waiting.popleft())
+            size += len(pieces[-1])
+        self.greeted = True
+        return pieces
 
     def close(self) -> None:
         """Close once all that waits is sent, or after CLOSE_SECONDS."""
@@ -74,7 +101,8 @@ class Transport:
     """Runs a `Replicator`.
 
     `commit` makes the store's log durable; it is called in a worker thread when `commit_blocks` (it
-    waits for the device), else in the loop. `on_resolve(token, regions)` gets the results of waits.
+    waits for the device), else in the loop. `on_resolve(token, regions)` gets the results of waits,
+    `on_answered(token, received)` those of questions, and `on_region_changed` what is known of the region.
     `run` raises `StorageError` when the store fails.
     """
 
@@ -87,6 +115,8 @@ class Transport:
         server_context: ssl.SSLContext | None,
         client_context: ssl.SSLContext | None,
         on_resolve: Callable[[int, int], None],
+        on_answered: Callable[[int, int], None] = lambda token, received: None,
+        on_region_changed: Callable[[RegionChanged], None] = lambda changed: None,
     ) -> None:
         self.replicator = replicator
         self._commit = commit
@@ -94,6 +124,8 @@ class Transport:
         self._server_context = server_context
         self._client_context = client_context
         self._on_resolve = on_resolve
+        self._on_answered = on_answered
+        self._on_region_changed = on_region_changed
         self._connections: dict[int, _Connection] = {}
         self._dials: dict[int, trio.CancelScope] = {}
         self._handshakes = 0
@@ -139,6 +171,22 @@ class Transport:
         self.perform(effects)
         return token
 
+    def ask(self, question: bytes, answers: int, seconds: float) -> int:
+        """Ask `answers` other replicas of the region what they know more of some keys; the token.
+
+        `on_answered` is called once, within `seconds`, but not before the loop runs again; see `Replicator.ask`.
+        """
+        now = trio.current_time()
+        token, effects = self.replicator.ask(now, question, answers, now + seconds)
+        nursery = self._nursery
+        assert nursery is not None, "run comes first"
+        for effect in effects:
+            # Who asks doesn't have its token yet.
+            if isinstance(effect, Answered):
+                nursery.start_soon(self._later, partial(self._on_answered, effect.token, effect.received))
+        self.perform([effect for effect in effects if not isinstance(effect, Answered)])
+        return token
+
     async def stop(self, seconds: float) -> None:
         """Give connected peers up to `seconds` to take what they lack, then say goodbye and close."""
         self._stopping = True
@@ -169,11 +217,13 @@ class Transport:
         """Do what the replicator asks for."""
         nursery = self._nursery
         assert nursery is not None, "run comes first"
+        # Whoever is told may have the replicator do more, whose frames come after these.
+        tell: list[Callable[[], None]] = []
         for effect in effects:
             match effect:
-                case SendFrame(number, data):
+                case SendFrame(number, data, urgent):
                     if (connection := self._connections.get(number)) is not None:
-                        connection.send(data)
+                        connection.send(data, urgent)
                 case SetTimer(at):
                     self._timer_at = at
                     self._timer_changed.set()
@@ -191,15 +241,21 @@ class Transport:
                         scope.cancel()
                 case Resolve(token, regions):
                     # Not at once: who waits may not have its token yet.
-                    nursery.start_soon(self._resolve, token, regions)
+                    nursery.start_soon(self._later, partial(self._on_resolve, token, regions))
+                case Answered(token, received):
+                    tell.append(partial(self._on_answered, token, received))
+                case RegionChanged():
+                    tell.append(partial(self._on_region_changed, effect))
                 case Log(level, event, message, fields):
                     shown = "".join(f" {name}={value}" for name, value in fields.items())
                     logger.log(level, "%s: %s [event=%s%s]", event, message, event, shown)
                 case Fail(error):
                     nursery.start_soon(self._fail, error)
+        for each in tell:
+            each()
 
-    async def _resolve(self, token: int, regions: int) -> None:
-        self._on_resolve(token, regions)
+    async def _later(self, tell: Callable[[], None]) -> None:
+        tell()
 
     async def _fail(self, error: Exception) -> None:
         raise error
@@ -353,7 +409,7 @@ class Transport:
 
     async def _write(self, connection: _Connection) -> str:
         while True:
-            if not connection.outbox:
+            if not (connection.urgent or connection.outbox):
                 if connection.closing:
                     with trio.fail_after(CLOSE_SECONDS):
                         await connection.stream.aclose()
@@ -361,12 +417,8 @@ class Transport:
                 connection.changed = trio.Event()
                 await connection.changed.wait()
                 continue
-            pieces = [connection.outbox.popleft()]
-            size = len(pieces[0])
-            while connection.outbox and size + len(connection.outbox[0]) <= WRITE_BYTES:
-                pieces.append(connection.outbox.popleft())
-                size += len(pieces[-1])
-            whole = memoryview(b"".join(pieces))
+            whole = memoryview(b"".join(connection.take()))
+            size = len(whole)
             for start in range(0, size, WRITE_BYTES):
                 with trio.fail_after(SEND_SECONDS):
                     await connection.stream.send_all(whole[start : start + WRITE_BYTES])

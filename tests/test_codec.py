@@ -16,6 +16,8 @@ from everwrite.server import codec
 from everwrite.server.messages import (
     PROTOCOL_VERSION,
     Ack,
+    Answer,
+    Ask,
     Batch,
     Goodbye,
     Heartbeat,
@@ -46,11 +48,13 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
     ),
     st.builds(Batch, sequence=UNSIGNED, changes=UNSIGNED, last_timestamp=UNSIGNED, data=st.binary(max_size=2000)),
     st.builds(Ack, sequence=UNSIGNED, applied=VECTOR),
-    st.builds(Heartbeat, now_ms=UNSIGNED, newest=UNSIGNED, pending=UNSIGNED),
+    st.builds(Heartbeat, now_ms=UNSIGNED, newest=UNSIGNED, pending=UNSIGNED, complete=st.booleans()),
     st.builds(Pull, key=st.binary(max_size=100), origin=UNSIGNED, timestamp=UNSIGNED),
     st.builds(KeyState, key=st.binary(max_size=100), state=st.binary(max_size=1000)),
     st.builds(Resync, reason=st.text(st.characters(codec="utf-8"), max_size=200)),
     st.builds(ResyncEnd, sequence=UNSIGNED),
+    st.builds(Ask, number=UNSIGNED, question=st.binary(max_size=1000)),
+    st.builds(Answer, number=UNSIGNED, states=st.lists(st.binary(max_size=100), max_size=5), more=st.booleans()),
     st.builds(Goodbye, cause=st.text("abc_", max_size=60), message=st.text(st.characters(codec="utf-8"), max_size=200)),
 )
 
@@ -168,12 +172,14 @@ EXAMPLES: list[Message] = [
     Hello(PROTOCOL_VERSION, "test", "us", "us-0", 0xA1B2C3D4, ORIGIN, 1_700_000_000_000, {ORIGIN: TIMESTAMP}, "0.1.0"),
     Batch(1, 2, TIMESTAMP, b"\x01\x02\x03"),
     Ack(1, {ORIGIN: TIMESTAMP}),
-    Heartbeat(1_700_000_000_000, TIMESTAMP, 0),
+    Heartbeat(1_700_000_000_000, TIMESTAMP, 0, True),
     Pull(b"\x02key", ORIGIN, 7),
     KeyState(b"\x02key", b"\x01\x02"),
     Resync("cut"),
     ResyncEnd(9),
     Goodbye("stopping", "this node is stopping"),
+    Ask(7, b"\x03key\x00"),
+    Answer(7, [b"\x01\x02"], False),
 ]
 
 

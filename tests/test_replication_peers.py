@@ -9,7 +9,8 @@ from everwrite.errors import ReadOnlyError
 from everwrite.server import codec
 from everwrite.server.messages import Ack, Batch, Goodbye, Heartbeat, Hello, KeyState, Message, Pull, Resync, ResyncEnd
 from everwrite.server.session import Identity
-from tests.replication_support import EPOCH_MS, Network, Node, connected, errors, messages, two_regions
+from tests.fake_store import EPOCH_MS
+from tests.replication_support import Network, Node, connected, errors, messages, two_regions
 
 # -- who may connect ----------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class Impostor:
         ([Batch(1, 1, 1, b"")], "sent 'Batch' while the session"),
         ([KeyState(b"", b"")], "sent 'KeyState' while"),
         ([Hello(1, "test", "eu", "eu-0", 9, 9 << 16, EPOCH_MS, {})], "sent 'Hello' while"),
-        ([Heartbeat(EPOCH_MS + 60_000, 0, 0)], "is 60000 ms ahead"),
+        ([Heartbeat(EPOCH_MS + 60_000, 0, 0, True)], "is 60000 ms ahead"),
     ],
 )
 def test_a_wrong_message_from_a_receiver_ends_the_connection(said: list[Message], text: str) -> None:
@@ -274,7 +275,7 @@ class FakeSender:
         ([Resync("cut"), ResyncEnd(5)], "illegal_message"),
         ([KeyState(b"", b"")], "illegal_message"),
         ([Ack(0, {})], "illegal_message"),
-        ([Heartbeat(EPOCH_MS + 60_000, 0, 0)], "clock_drift"),
+        ([Heartbeat(EPOCH_MS + 60_000, 0, 0, True)], "clock_drift"),
         # A gap: the first update of origin 0x90000 that it sends builds on one that us lacks.
         ([Batch(1, 1, 7, msgspec.msgpack.encode([[[0x90000, 7, 6, b"k", b"v"]], {}, {}]))], "gap"),
     ],

@@ -22,7 +22,7 @@ from everwrite.server.replication import Replicator
 from everwrite.server.session import Identity
 from everwrite.server.settings import ReplicationSettings
 from everwrite.server.transport import Transport
-from tests.replication_support import FakeStore
+from tests.fake_store import FakeStore
 from tests.support import eventually_async, free_port
 
 SETTINGS = ReplicationSettings(

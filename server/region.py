@@ -1,0 +1,220 @@
+"""This node's region: who its replicas are, which of them take part in quorums, and the questions to them.
+
+Sans-I/O; the replication machine drives it. All nodes of a region are full replicas: this node and the peers that
+are configured with its region.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from everwrite.errors import PeerError, ReadOnlyError
+from everwrite.freshness import Conversation
+from everwrite.server.effects import Answered, Effect, Log, RegionChanged, SendFrame
+from everwrite.server.messages import Answer, Ask
+from everwrite.server.peer import Peer
+from everwrite.server.receiver import Receiver
+from everwrite.server.region_asks import RegionAsks, Step
+from everwrite.server.replicated_store import ReplicatedStore
+from everwrite.server.reports import origin_names
+from everwrite.server.session import State
+from everwrite.server.settings import ReplicationSettings
+
+__all__ = ["Completeness", "Region", "quorum_of"]
+
+EVERYTHING: Final = (1 << 64) - 1
+
+
+def quorum_of(replicas: int) -> int:
+    """How many of the replicas are a majority."""
+    return replicas // 2 + 1
+
+
+class Completeness:
+    """Whether this node holds all that it has ever acknowledged to its region, so that its answers count.
+
+    A new store, and one that may have lost the end of its log, doesn't. A write that a quorum has acknowledged
+    is still with quorum - 1 of the others, so replicas - quorum + 1 others include one that has it: when so many
+    have said in a hello how far they are, and this node has come as far, nothing is missing. That it was so is
+    written down, as a system entry of the store: a restart that loses nothing doesn't have to begin again.
+    """
+
+    def __init__(self, store: ReplicatedStore, region: str, others: int) -> None:
+        self._store = store
+        self._region = region
+        self._needed = others + 1 - quorum_of(others + 1) + 1
+        self._told: dict[int, Mapping[int, int]] = {}
+        self._name = b"replica/%012x" % store.store_id
+        noted = store.system_get(self._name)
+        kept = noted is not None and (
+            store.durability == "always" or msgspec.msgpack.decode(noted, type=int) == store.origin
+        )
+        self.complete = others == 0 or kept
+
+    def told(self, replica: int, applied: Mapping[int, int]) -> None:
+        """A replica says how far it is: with each hello anew, since it, too, may have lost the end of a log."""
+        self._told[replica] = dict(applied)
+
+    def check(self, committed: Mapping[int, int]) -> bool:
+        """Look whether this node has caught up, given what is committed here; True when something was written."""
+        if self.complete or len(self._told) < self._needed:
+            return False
+        # What other regions write isn't acknowledged here, and they may be out of reach.
+        names = origin_names(self._store)
+        for applied in self._told.values():
+            for origin, timestamp in applied.items():
+                region = names[origin][0] if origin in names else self._region
+                if region == self._region and committed.get(origin, 0) < timestamp:
+                    return False
+        self._store.system_set(self._name, msgspec.msgpack.encode(self._store.origin))
+        self.complete = True
+        return True
+
+
+class Region:
+    """The replicas of this node's region. `members` are the other ones; `emit` takes effects.
+
+    Invariant: a question goes only to a replica that is alive, and counts only when it has answered as a whole.
+    """
+
+    def __init__(
+        self,
+        store: ReplicatedStore,
+        region: str,
+        members: list[Peer],
+        settings: ReplicationSettings,
+        emit: Callable[[Effect], None],
+    ) -> None:
+        self.completeness = Completeness(store, region, len(members))
+        self._store = store
+        self._members = members
+        self._emit = emit
+        self._asks = RegionAsks(settings)
+        # Answers of which a piece has come and more are to come, by connection and token.
+        self._conversations: dict[tuple[int, int], Conversation] = {}
+        self._repairs = 0
+        self.uncommitted = False  # something was joined that no commit covers yet
+        self._shown: RegionChanged | None = None
+
+    # -- what the replicator drives ---------------------------------------------------------------
+
+    def ask(self, now: float, question: bytes, answers: int, deadline: float) -> int:
+        """Begin to ask; see `Replicator.ask`."""
+        token, step = self._asks.begin(now, question, answers, deadline, self._available())
+        self._take(step)
+        return token
+
+    def cancel(self, token: int) -> None:
+        """Forget a question."""
+        self._asks.cancel(token)
+
+    def told(self, peer: Peer, applied: Mapping[int, int]) -> None:
+        """A hello says how far a peer is."""
+        if peer in self._members:
+            self.completeness.told(self._members.index(peer), applied)
+
+    def receive(self, now: float, link: Receiver, answer: Answer) -> None:
+        """Take a piece of an answer: join what it brings. Raises what `join_piece` raises."""
+        replica = self._replica_of(link)
+        at = link.session.connection, answer.number
+        if replica is None or not self._asks.waits_for(answer.number, replica):
+            self._forget(at)
+            return
+        conversation = self._conversations.pop(at, None) or Conversation()
+        try:
+            if answer.states:
+                self._repairs += self._store.join_piece(answer.states, conversation)
+                self.uncommitted = True
+        except ReadOnlyError as error:
+            self._emit(Log(logging.WARNING, "disk_full", f"an answer to a question can't be joined: {error}"))
+            self._store.forget_parts(conversation)
+            self._take(self._asks.refused(now, answer.number, replica, self._available()))
+            return
+        if answer.more:
+            self._conversations[at] = conversation
+            return
+        if not conversation.whole:
+            self._store.forget_parts(conversation)
+            raise PeerError(f"{link.session.who} ended an answer in the middle of a state", cause="illegal_message")
+        self._take(self._asks.answered(now, answer.number, replica))
+
+    def link_lost(self, now: float, link: Receiver) -> None:
+        """A connection on which questions were asked is gone; call it before its peer forgets it."""
+        replica = self._replica_of(link)
+        for at in [at for at in self._conversations if at[0] == link.session.connection]:
+            self._forget(at)
+        if replica is not None:
+            others = [other for other in self._available() if other != replica]
+            self._take(self._asks.lost(now, replica, others))
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+        self._take(self._asks.expire(now))
+
+    def next_time(self) -> float | None:
+        """When `tick` is due; None: not before something happens."""
+        return self._asks.next_time()
+
+    def note_changes(self) -> None:
+        """At the end of an event: say what has changed."""
+        held = sorted((peer.acked.get(self._store.origin, 0) for peer in self._members), reverse=True)
+        replicas = len(held) + 1
+        shown = RegionChanged(
+            replicas,
+            1 + len(self._available()),
+            held[quorum_of(replicas) - 2] if held else EVERYTHING,
+            held[-1] if held else EVERYTHING,
+            not self.completeness.complete,
+        )
+        if shown != self._shown:
+            self._shown = shown
+            self._emit(shown)
+
+    def statistics(self) -> dict[str, int]:
+        """Flat counters."""
+        return {
+            "region_replicas": len(self._members) + 1,
+            "region_alive": len(self._available()) + 1,
+            "recovering": int(not self.completeness.complete),
+            "asks": self._asks.asked,
+            "asks_failed": self._asks.failed,
+            "asks_under_way": len(self._asks),
+            "repairs": self._repairs,
+        }
+
+    # -- within -----------------------------------------------------------------------------------
+
+    def _forget(self, at: tuple[int, int]) -> None:
+        conversation = self._conversations.pop(at, None)
+        if conversation is not None:
+            self._store.forget_parts(conversation)
+
+    def _replica_of(self, link: Receiver) -> int | None:
+        return next((number for number, peer in enumerate(self._members) if peer.receiver is link), None)
+
+    def _available(self) -> list[int]:
+        return [number for number, peer in enumerate(self._members) if self._is_alive(peer)]
+
+    def _is_alive(self, peer: Peer) -> bool:
+        """Connected both ways, and able to answer for a quorum."""
+        receiver = peer.receiver
+        return (
+            receiver is not None
+            and receiver.complete
+            and receiver.session.state is not State.CLOSED
+            and peer.sender is not None
+        )
+
+    def _take(self, step: Step) -> None:
+        for token, replica in step.sends:
+            receiver = self._members[replica].receiver
+            assert receiver is not None, "a replica that isn't connected was asked"
+            session = receiver.session
+            frame = session.encode(Ask(token, self._asks.question(token)))
+            self._emit(SendFrame(session.connection, frame, urgent=True))
+        for token, received in step.over:
+            self._emit(Answered(token, received))
