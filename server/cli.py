@@ -117,12 +117,10 @@ def cli() -> None:
 def version(output: str) -> None:
     """Print the version."""
     import platform
-    from importlib import metadata
 
-    try:
-        number = metadata.version("everwrite")
-    except metadata.PackageNotFoundError:
-        number = "unknown (run from its sources, without an installation)"
+    from everwrite.server.version import software_version
+
+    number = software_version()
     python = platform.python_version()
     click.echo(
         json.dumps({"everwrite": number, "python": python})

@@ -6,11 +6,12 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["REDIS_VERSION", "SECTIONS", "InfoHost", "everwrite_version", "info_text"]
+from everwrite.server.version import software_version
+
+__all__ = ["REDIS_VERSION", "SECTIONS", "InfoHost", "info_text"]
 
 # The protocol level that clients may count on; they compare it with the versions that features came in.
 REDIS_VERSION = "7.4.0"
@@ -52,14 +53,6 @@ class InfoHost(Protocol):
     def status(self) -> Mapping[str, Any]: ...
 
 
-def everwrite_version() -> str:
-    """The version of the installed package, "0" in a source tree that isn't installed."""
-    try:
-        return version("everwrite")
-    except PackageNotFoundError:
-        return "0"
-
-
 def _resident_bytes() -> int:
     """Resident memory of this process; its peak where the system doesn't tell the current value."""
     try:
@@ -87,7 +80,7 @@ def _server(host: InfoHost) -> Lines:
     uptime = int(host.status()["uptime_seconds"])
     return {
         "redis_version": REDIS_VERSION,
-        "everwrite_version": everwrite_version(),
+        "everwrite_version": software_version(),
         "redis_mode": "standalone",
         "os": " ".join(os.uname()[:3:2]),
         "arch_bits": 64,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Protocol
 
 from prometheus_client import CollectorRegistry
@@ -20,6 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from everwrite.server.http_adapter import HttpStatistics
+from everwrite.server.version import software_version
 
 __all__ = ["CONTENT_TYPE", "FAMILIES", "Family", "MeasuredNode", "render"]
 
@@ -245,7 +245,7 @@ class _NodeCollector(Collector):
 def _node(status: Mapping[str, Any]) -> Iterator[Metric]:
     build = BUILD.metric()
     labels = {
-        "version": _version(),
+        "version": software_version(),
         "python": platform.python_version(),
         "region": status["region"],
         "node": status["node"],
@@ -309,11 +309,3 @@ def _labelled(family: Family, samples: Iterable[tuple[tuple[str, ...], float]]) 
     for labels, value in samples:
         metric.add_sample(family.sample, dict(zip(family.labels, labels, strict=True)), float(value))
     yield metric
-
-
-def _version() -> str:
-    try:
-        return version("everwrite")
-    except PackageNotFoundError:
-        # Run from a source tree that isn't installed.
-        return "unknown"

@@ -18,7 +18,6 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 import trio
@@ -38,6 +37,7 @@ from everwrite.server.reports import origin_names
 from everwrite.server.session import Identity
 from everwrite.server.settings import ReplicationSettings
 from everwrite.server.transport import Transport
+from everwrite.server.version import software_version
 
 __all__ = ["Node", "run_node"]
 
@@ -51,13 +51,6 @@ SWEEP_INTERVAL_SECONDS: Final = 1.0
 DRAIN_CLIENTS_SECONDS: Final = 3.0
 DRAIN_PEERS_SECONDS: Final = 2.0
 DRAIN_HTTP_SECONDS: Final = 5.0
-
-
-def _software() -> str:
-    try:
-        return version("everwrite")
-    except PackageNotFoundError:
-        return "unknown"  # run from a source tree that isn't installed
 
 
 def _listen(host: str, port: int, setting: str) -> list[socket.socket]:
@@ -107,7 +100,7 @@ class Node:
             [PeerAddress(peer.region, peer.node, peer.address) for peer in config.peers],
             rng=random.Random(),
             settings=ReplicationSettings(max_clock_drift_ms=config.max_clock_drift_ms),
-            software=_software(),
+            software=software_version(),
         )
         self.frontend = Frontend(store, Control(self))
         self.transport = Transport(
