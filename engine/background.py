@@ -42,6 +42,7 @@ def _work(reference: weakref.ref[Store], work: str, wake: Alarm, interval: float
             while getattr(store, work)() and not store.closing():
                 pass
         except BaseException as error:
+            # There is nobody above to raise it to, whatever it is: whoever writes next gets to know.
             store.stop_writing(error)
             return
         del store
@@ -64,6 +65,7 @@ def _tend(reference: weakref.ref[Store], wal: WalWriter) -> None:
         try:
             wal.tend(_TEND_MS)
         except BaseException as error:
+            # As above.
             store = reference()
             if store is not None:
                 store.stop_writing(error)

@@ -298,6 +298,7 @@ cdef class DurableKeyspace(FramedKeyspace):
                 try:
                     self._attempt(NO_SPACE_FOR_IDENTITY, self._extend_clock_bound)
                 except BaseException as error:
+                    # Native callers take no exception: the status says it, and the store keeps which it was.
                     self.stop_writing(error)
         status = FramedKeyspace.reserve(self, size)
         self.log_full = status == Status.ERR_READ_ONLY
@@ -336,6 +337,7 @@ cdef class DurableKeyspace(FramedKeyspace):
                 try:
                     self._make_room()
                 except BaseException as error:
+                    # As in `reserve`.
                     self.stop_writing(error)
                     status = Status.ERR_FAILED
         return status
@@ -360,6 +362,7 @@ cdef class DurableKeyspace(FramedKeyspace):
             try:
                 check(status)
             except BaseException as error:
+                # Made only to be kept. Out of memory while it is made, it is that.
                 self.stop_writing(error)
 
     cdef int _checked_commit(self, int status) except? -1:

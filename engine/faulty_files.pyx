@@ -61,6 +61,7 @@ cdef class FaultyFiles(PosixFiles):
                 answer, done[0] = answer
             return answer or 0
         except BaseException as error:
+            # For the test to look at.
             if self.error is None:
                 self.error = error
             return EIO

@@ -55,7 +55,7 @@ cdef class RefusingKeyspace(ScannedKeyspace):
             if self.failure is None:
                 try:
                     check(status)
-                except BaseException as error:
+                except Exception as error:
                     self.stop_writing(error)
             raise StorageError(
                 f"{self.path}: the store stopped after a failure ({self.failure}): no write is accepted any more; "

@@ -147,6 +147,7 @@ cdef class Stream:
                             pushed = self._push_state(&change, &group)
                             taken[0] += pushed
                         except BaseException as error:
+                            # Raised again where the native walk has come back to Python.
                             self.failure = error
                             status = Status.ERR_FAILED
                             break

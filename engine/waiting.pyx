@@ -79,5 +79,6 @@ def end_threads(threads not None):
                 thread.join()
             waited_for.pop()
         except BaseException as error:
+            # The caller's, once all have ended.
             interruption = error
     return interruption

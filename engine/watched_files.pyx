@@ -78,6 +78,7 @@ cdef class WatchedFiles(Files):
                 answer, partial[0] = answer
             return answer
         except BaseException as error:
+            # For the test to look at.
             if self.error is None:
                 self.error = error
             return EIO

@@ -8,6 +8,7 @@ import pkgutil
 import re
 import subprocess
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 
@@ -95,6 +96,22 @@ def test_files_hold_one_idea() -> None:
     long = {name_of(path) for path in CODE if len(lines_of(path)) > LINES_MAX}
     assert long <= LONG_FILES.keys(), "split it, or name the reason in LONG_FILES"
     assert LONG_FILES.keys() <= long, "no longer that long: take it out of LONG_FILES"
+
+
+def swallowed(path: Path) -> Iterator[str]:
+    """The places that catch everything, neither raise it again nor say in a comment why not."""
+    lines = lines_of(path)
+    for number, line in enumerate(lines):
+        if re.match(r"\s*except( BaseException.*)?:", line):
+            deeper = line[: len(line) - len(line.lstrip())] + " "
+            block = takewhile(re.compile(rf"{deeper}|\s*$").match, lines[number + 1 :])
+            if not any(re.match(r"\s*(raise$|#)", each) for each in block):
+                yield f"{name_of(path)}:{number + 1}: {line.strip()}"
+
+
+def test_what_catches_everything_raises_it_again_or_says_why_not() -> None:
+    sources = [path for path in CODE if name_of(path).startswith(("engine/", "server/"))]
+    assert not [place for path in sources for place in swallowed(path)]
 
 
 def test_text_is_plain() -> None:
