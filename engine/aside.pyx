@@ -15,7 +15,7 @@ from everwrite.parts cimport PartStore, part_slices
 from everwrite.state cimport MAX_STATE, Head, head_decode, head_free, head_init
 from everwrite.status cimport Status, check
 
-from everwrite.errors import ClockDriftError, ProtocolError, TooLargeError
+from everwrite.errors import ClockDriftError, ProtocolError, TooLargeError, shown_key
 
 STATE_BYTES_MAX = MAX_STATE
 """A state that other stores send, or all those that one group of changes needs."""
@@ -88,7 +88,9 @@ cdef class AsideKeyspace(DurableKeyspace):
             if change.key.data[: change.key.size] != key:
                 status = Status.ERR_DECODE
         if status < 0:
-            raise ProtocolError(f"the state that the peer sent for key {key[1:]!r} is malformed; nothing was applied")
+            raise ProtocolError(
+                f"the state that the peer sent for key {shown_key(key[1:])} is malformed; nothing was applied"
+            )
         if is_part(&change):
             with nogil:
                 self.lock()
@@ -106,12 +108,12 @@ cdef class AsideKeyspace(DurableKeyspace):
             self._check(Status.ERR_FAILED if self.failed else Status.OK)
             if not full_state_covers(&change, dot):
                 raise ProtocolError(
-                    f"the state that the peer sent for key {key[1:]!r} lacks update {need.timestamp} of origin "
-                    f"{need.origin:#018x}; nothing was applied"
+                    f"the state that the peer sent for key {shown_key(key[1:])} lacks update {need.timestamp} of "
+                    f"origin {need.origin:#018x}; nothing was applied"
                 )
             if self.clock.observe(newest) < 0:
                 raise ClockDriftError(
-                    f"the state of key {key[1:]!r} has a timestamp too far ahead of this node's clock; "
+                    f"the state of key {shown_key(key[1:])} has a timestamp too far ahead of this node's clock; "
                     "nothing was merged"
                 )
             if not vector_covers(&self.applied, dot.origin, dot.timestamp):
@@ -169,6 +171,6 @@ cdef int _check_size(bytes key, size_t size) except -1:
     # Before it is merged: what can't be logged must not be in memory either.
     if size > STATE_BYTES_MAX:
         raise TooLargeError(
-            f"the state of key {key[1:64]!r} has {size} bytes; the limit is {STATE_BYTES_MAX}: split the key"
+            f"the state of key {shown_key(key[1:])} has {size} bytes; the limit is {STATE_BYTES_MAX}: split the key"
         )
     return 0

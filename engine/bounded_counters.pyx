@@ -28,7 +28,7 @@ from everwrite.state cimport (
     saturate,
     wide_t,
 )
-from everwrite.status cimport Status, fault_corrupt
+from everwrite.status cimport Status, fault_corrupt, fault_key
 from everwrite.walk cimport Walk, walk_free, walk_next
 
 
@@ -284,7 +284,7 @@ cdef class BoundedKeyspace(SortedKeyspace):
             return kind
         value[0] = self.bounded_value() if self.generation_count else minimum
         if amount > <uint64_t>INT64_MAX or (value[0] > 0 and <int64_t>amount > INT64_MAX - value[0]):
-            return Status.ERR_OVERFLOW
+            return fault_key(Status.ERR_OVERFLOW, self.loaded_key())
         value[0] += <int64_t>amount
         for i in range(self.generation_count):
             if dot_compare(self.generations[i].dot, self.generations[newest].dot) > 0:
@@ -293,7 +293,7 @@ cdef class BoundedKeyspace(SortedKeyspace):
             cell = self._find_cell(newest, self.own_origin, self.own_origin)
             before = cell.amount if cell != NULL else 0
             if before > UINT64_MAX - amount:
-                return Status.ERR_OVERFLOW
+                return fault_key(Status.ERR_OVERFLOW, self.loaded_key())
         status = self.delta_begin()
         if status == Status.OK:
             status = self._put_removals(KIND_BOUNDED)
@@ -326,7 +326,7 @@ cdef class BoundedKeyspace(SortedKeyspace):
             if rights > 0:
                 held = held + rights
         if held < amount:
-            return Status.ERR_NO_RIGHTS
+            return fault_key(Status.ERR_NO_RIGHTS, self.loaded_key())
         if target == self.own_origin:
             return Status.OK       # handed over to itself: nothing changes
         status = self.delta_begin()
@@ -342,7 +342,7 @@ cdef class BoundedKeyspace(SortedKeyspace):
             cell = self._find_cell(generation, self.own_origin, target)
             before = cell.amount if cell != NULL else 0
             if before > UINT64_MAX - part:
-                return Status.ERR_OVERFLOW
+                return fault_key(Status.ERR_OVERFLOW, self.loaded_key())
             status = self._put_cell(generation, self.own_origin, target, before, part)
             amount -= part
         return self.delta_end() if status == Status.OK else status
@@ -395,7 +395,7 @@ cdef class BoundedKeyspace(SortedKeyspace):
             cell = self._find_cell(generation, origin, self.own_origin)
             before = cell.amount if cell != NULL else 0
             if before > UINT64_MAX - <uint64_t>rights:
-                return Status.ERR_OVERFLOW
+                return fault_key(Status.ERR_OVERFLOW, self.loaded_key())
             if status == Status.OK:
                 status = self._put_cell(generation, origin, self.own_origin, before, <uint64_t>rights)
             if status < 0:

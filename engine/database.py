@@ -22,7 +22,7 @@ from typing import Any, NoReturn, SupportsIndex
 
 from everwrite import access, explain, freshness
 from everwrite.clock import merge
-from everwrite.errors import LogCutError, NotAnIntegerError, OverflowError, ProtocolError
+from everwrite.errors import LogCutError, NotAnIntegerError, OverflowError, ProtocolError, shown_key
 from everwrite.files import Files
 from everwrite.ordered_views import BoundedCounter, SequenceView, SortedSet
 from everwrite.register_views import Flag, HyperLogLog, MaxRegister, MinRegister, MultiRegister
@@ -95,7 +95,7 @@ class Counter:
         # Stricter than int(): what shows as a number can be incremented.
         number = int(text) if _INTEGER.fullmatch(text) else None
         if number is None or not -(1 << 63) <= number < 1 << 63:
-            raise NotAnIntegerError(f"key {self.key!r} holds text that is not a 64-bit integer")
+            raise NotAnIntegerError(f"key {shown_key(self.key)}: it holds text that is not a 64-bit integer")
         return number
 
     def reset(self) -> None:

@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from everwrite.atomic cimport AtomicKeyspace
 from everwrite.coding cimport Buffer, Slice
 from everwrite.state cimport KIND_MAP, KIND_NONE, KIND_SET, KIND_STRING, MAX_KEY, Element, Head, Kind
-from everwrite.status cimport Status
+from everwrite.status cimport Status, fault_key
 
 
 cdef enum SetFlag:
@@ -30,7 +30,7 @@ cdef class TypedKeyspace(AtomicKeyspace):
     cdef inline int begin_as(self, Slice key, int kind) noexcept nogil:
         """As `begin`, but ERR_WRONG_TYPE when the key holds something else than a `kind`."""
         cdef int held = self.begin(key)
-        return held if held <= 0 or held == kind else Status.ERR_WRONG_TYPE
+        return held if held <= 0 or held == kind else fault_key(Status.ERR_WRONG_TYPE, key)
 
     cdef inline int load_as(self, Slice key, int kind, Slice name) noexcept nogil:
         """Load an element of a key: 1, or 0 when it isn't there; ERR_WRONG_TYPE as `begin_as`."""

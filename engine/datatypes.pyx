@@ -52,7 +52,7 @@ from everwrite.state cimport (
     rows_find,
     show,
 )
-from everwrite.status cimport Status, fault_corrupt
+from everwrite.status cimport Status, fault_corrupt, fault_key
 from everwrite.walk cimport Walk, walk_free, walk_next
 
 
@@ -97,7 +97,7 @@ cdef class TypedKeyspace(AtomicKeyspace):
         if self.failed:
             return Status.ERR_FAILED
         if key.size > MAX_KEY:
-            return Status.ERR_TOO_LARGE
+            return fault_key(Status.ERR_TOO_LARGE, key)
         status = self.load(SPACE_USER, key)
         self.expired = False
         self.absent = True
@@ -256,7 +256,9 @@ cdef class TypedKeyspace(AtomicKeyspace):
 
     cdef int op_get(self, Slice key, Slice* value) noexcept nogil:
         cdef int status = self.begin(key)
-        return status if status <= 0 else self.show_string(&self.head, value)
+        if status > 0:
+            status = self.show_string(&self.head, value)
+        return fault_key(status, key) if status < 0 else status
 
     cdef int show_string(self, const Head* head, Slice* value) noexcept nogil:
         cdef int kind = head_kind(head)
@@ -272,7 +274,7 @@ cdef class TypedKeyspace(AtomicKeyspace):
         cdef int kind
         cdef int status
         if value.size > MAX_VALUE:
-            return Status.ERR_TOO_LARGE
+            return fault_key(Status.ERR_TOO_LARGE, key)
         kind = self.begin(key)
         if kind < 0:
             return kind
@@ -290,7 +292,7 @@ cdef class TypedKeyspace(AtomicKeyspace):
                         return Status.ERR_MEMORY
                     old[0] = buffer_slice(&self.encoded_old)
             elif kind != Kind.KIND_NONE:
-                return Status.ERR_WRONG_TYPE
+                return fault_key(Status.ERR_WRONG_TYPE, key)
         if (flags & SetFlag.SET_NX and kind) or (flags & SetFlag.SET_XX and not kind):
             return 0
         if flags & SetFlag.SET_KEEPTTL and kind:
@@ -319,14 +321,14 @@ cdef class TypedKeyspace(AtomicKeyspace):
         if kind < 0:
             return kind
         if kind and not parse_integer(shown, &current):
-            return Status.ERR_NOT_INTEGER
+            return fault_key(Status.ERR_NOT_INTEGER, key)
         status = _sum_checked(current, amount, result)
         if status == Status.OK:
             status = _next_total(
                 rows_find(self.head.rows, self.head.size, self.own_origin), self.expired, amount, &total
             )
         if status < 0:
-            return status
+            return fault_key(status, key)
         status = self.delta_begin()
         if status == Status.OK:
             status = self._put_removals(Kind.KIND_STRING)
@@ -348,7 +350,7 @@ cdef class TypedKeyspace(AtomicKeyspace):
         added[0] = 0
         for i in range(count * step):
             if items[i].size > (<size_t>MAX_VALUE if with_values and i % 2 else <size_t>MAX_KEY):
-                return Status.ERR_TOO_LARGE
+                return fault_key(Status.ERR_TOO_LARGE, self.loaded_key())
         status = self.delta_begin()
         if status == Status.OK:
             status = self._put_removals(kind)
@@ -440,12 +442,12 @@ cdef class TypedKeyspace(AtomicKeyspace):
         if kind < 0:
             return kind
         if field.size > MAX_KEY:
-            return Status.ERR_TOO_LARGE
+            return fault_key(Status.ERR_TOO_LARGE, key)
         status = self.load_element(Kind.KIND_MAP, field)
         if status < 0:
             return status
         if kind and status and self._shown_element(&shown) and not parse_integer(shown, &current):
-            return Status.ERR_NOT_INTEGER
+            return fault_key(Status.ERR_NOT_INTEGER, key)
         status = _sum_checked(current, amount, result)
         if status == Status.OK:
             status = _next_total(
@@ -455,7 +457,7 @@ cdef class TypedKeyspace(AtomicKeyspace):
                 &total,
             )
         if status < 0:
-            return status
+            return fault_key(status, key)
         status = self.delta_begin()
         if status == Status.OK:
             status = self._put_removals(Kind.KIND_MAP)

@@ -45,7 +45,7 @@ from everwrite.state cimport (
     head_init,
     head_row,
 )
-from everwrite.status cimport Status, fault_corrupt
+from everwrite.status cimport Status, fault_corrupt, fault_key
 from everwrite.walk cimport Walk, walk_free, walk_init, walk_next
 
 
@@ -143,7 +143,7 @@ cdef class ElementStore:
                 if failed:
                     status = Status.ERR_MEMORY
                 elif into.size > MAX_STATE:
-                    status = Status.ERR_STATE_TOO_LARGE
+                    status = fault_key(Status.ERR_STATE_TOO_LARGE, self.loaded_key())
             walk_free(&walk, self.lsm)
             if status < 0:
                 return status

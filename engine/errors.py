@@ -41,6 +41,7 @@ __all__ = [
     "WriteTimeout",
     "WrongTypeError",
     "first_of",
+    "shown_key",
 ]
 
 
@@ -254,6 +255,15 @@ class LabError(EverwriteError):
 
 class NotRunningError(LabError):
     """No lab runs on the folder."""
+
+
+KEY_SHOWN = 64
+
+
+def shown_key(key: bytes, size: int | None = None) -> str:
+    """A key as text for a message, shortened when it is long. `size`: how many bytes it has, if `key` is its start."""
+    size = len(key) if size is None else size
+    return repr(key) if size <= KEY_SHOWN else f"{key[:KEY_SHOWN]!r}... ({size:,} bytes)"
 
 
 def first_of(group: BaseExceptionGroup[EverwriteError]) -> EverwriteError:

@@ -73,7 +73,7 @@ from everwrite.state cimport (
     head_string_live,
     put_expiry_key,
 )
-from everwrite.status cimport Status, fault_corrupt
+from everwrite.status cimport Status, fault_corrupt, fault_key
 from everwrite.threads cimport (
     ew_recursive_mutex_init,
     pthread_mutex_destroy,
@@ -179,7 +179,7 @@ cdef class Keyspace(ElementStore):
             size += self.large.size + LENGTH_BYTES_MAX
         # What other stores could not take in one batch must not get into the log.
         if self.group.size + self.borrowed_bytes + size > GROUP_BYTES_LIMIT:
-            return Status.ERR_TOO_LARGE
+            return fault_key(Status.ERR_TOO_LARGE, self.loaded_key())
         status = self.reserve(size)
         if status < 0:
             return status

@@ -17,7 +17,7 @@ from everwrite.state cimport KIND_SORTED_SET, wide_t
 from everwrite.status cimport Status
 from everwrite.store cimport Store
 
-from everwrite.errors import InsufficientRightsError
+from everwrite.errors import InsufficientRightsError, shown_key
 
 CONDITIONS = {None: 0, "absent": SCORE_NEW, "present": SCORE_OLD, "greater": SCORE_GREATER, "less": SCORE_LESS}
 
@@ -200,8 +200,8 @@ cdef int _end_spending(Store store, bytes key, int status, uint64_t amount, str 
         held = rights.pop(store.own_origin, 0)
         elsewhere = ", ".join(f"{n} at origin {origin:#018x}" for origin, n in rights.items()) or "none elsewhere"
         raise InsufficientRightsError(
-            f"bounded counter {key!r}: can't {what} {amount}: this store (origin {store.own_origin:#018x}) holds "
-            f"{held} of its rights; {elsewhere}: have them transferred to this store, or do it there",
+            f"bounded counter {shown_key(key)}: can't {what} {amount}: this store (origin {store.own_origin:#018x}) "
+            f"holds {held} of its rights; {elsewhere}: have them transferred to this store, or do it there",
             requested=amount,
             held=held,
             elsewhere=rights,

@@ -18,7 +18,7 @@ from everwrite.coding cimport (
 from everwrite.hashing cimport hash64
 from everwrite.status cimport Status
 
-from everwrite.errors import ProtocolError, TooLargeError
+from everwrite.errors import ProtocolError, TooLargeError, shown_key
 
 PART_BYTES = 1 << 20
 """A state larger than this goes in parts of about this size; a single larger element makes a larger part."""
@@ -114,7 +114,7 @@ cdef class PartStore:
                 self.forget(oldest)
                 if oldest == named:
                     raise TooLargeError(
-                        f"the state of key {named[1][1:64]!r} has over {WAITING_BYTES} bytes, which is the "
+                        f"the state of key {shown_key(named[1][1:])} has over {WAITING_BYTES} bytes, which is the "
                         "limit: split the key"
                     )
             return None
@@ -129,7 +129,7 @@ cdef class PartStore:
             buffer_free(&head)
         for index in range(len(held)):
             if index not in held:
-                raise ProtocolError(f"malformed state of key {named[1][1:]!r}: its parts don't make a whole")
+                raise ProtocolError(f"malformed state of key {shown_key(named[1][1:])}: its parts don't make a whole")
             data = held[index]
             change_parse(slice_of(<const uint8_t*><bytes>data, len(data)), &change)
             pieces.append(memoryview(data)[change.parts.data - <const uint8_t*><bytes>data :])

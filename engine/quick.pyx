@@ -24,7 +24,7 @@ from everwrite.state cimport (
     head_is_plain,
     head_plain_value,
 )
-from everwrite.status cimport Status, fault_corrupt
+from everwrite.status cimport Status, fault_corrupt, fault_key
 
 cdef enum:
     SHORT_KEY = 255              # keys up to so many bytes are put together on the stack
@@ -84,7 +84,8 @@ cdef class QuickKeyspace(TypedKeyspace):
             return fault_corrupt(b"key state", 0, b"the head of a key can't be decoded")
         if self.head.has_expiry and head_expired(&self.head, self.clock.now_ms()):
             return 0
-        return self.show_string(&self.head, value)
+        found = self.show_string(&self.head, value)
+        return fault_key(found, key) if found < 0 else found
 
     cdef int _find_plain(self, Plain* plain, uint8_t* room, Slice key, uint64_t key_hash) noexcept nogil:
         """Fill in what stands there. 1; WOULD_BLOCK: it isn't plain, this store's, in memory, and to be written."""
@@ -204,7 +205,7 @@ cdef class QuickKeyspace(TypedKeyspace):
         cdef int status
         # What other stores could not take in one batch must not get into the log.
         if group.size + self.borrowed_bytes + size > GROUP_BYTES_LIMIT:
-            return Status.ERR_TOO_LARGE
+            return fault_key(Status.ERR_TOO_LARGE, plain.name)
         # What can fail comes first.
         if buffer_reserve(group, size + 8) < 0:
             return Status.ERR_MEMORY

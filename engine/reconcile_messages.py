@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everwrite.batch import MAX_BATCH_BODY
-from everwrite.errors import FormatError, ProtocolError, TooLargeError
+from everwrite.errors import FormatError, ProtocolError, TooLargeError, shown_key
 from everwrite.leaf_scan import ITEM
 
 __all__ = [
@@ -182,9 +182,9 @@ def _offers(value: object) -> dict[bytes, dict[int, int]]:
         if not isinstance(each, list) or len(each) != 2:
             raise _refuse("an offered key")
         (key,) = _keys([each[0]])
-        offers_of_key = _vector(each[1], f"the context of key {key[:64]!r}")
+        offers_of_key = _vector(each[1], f"the context of key {shown_key(key)}")
         if key in offers or not offers_of_key:
-            raise _refuse(f"the context of key {key[:64]!r}, or the key stands in it twice")
+            raise _refuse(f"the context of key {shown_key(key)}, or the key stands in it twice")
         offers[key] = offers_of_key
     return offers
 

@@ -6,7 +6,7 @@ from everwrite.change cimport ELEMENT_WRITE
 from everwrite.coding cimport Slice, load_u64, slice_of, store_u64
 from everwrite.hyperloglog cimport HyperLogLogKeyspace
 from everwrite.state cimport MAX_VALUE, Element, Kind
-from everwrite.status cimport Status
+from everwrite.status cimport Status, fault_key
 
 
 cdef Slice _empty() noexcept nogil:
@@ -37,7 +37,7 @@ cdef class RegisterKeyspace(HyperLogLogKeyspace):
     cdef int op_register_write(self, Slice key, int kind, Slice value) noexcept nogil:
         cdef int status
         if value.size > MAX_VALUE:
-            return Status.ERR_TOO_LARGE
+            return fault_key(Status.ERR_TOO_LARGE, key)
         status = self.begin_as(key, kind)
         if status >= 0:
             status = self.delta_begin()

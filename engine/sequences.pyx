@@ -26,7 +26,7 @@ from everwrite.state cimport (
     element_key,
     head_count,
 )
-from everwrite.status cimport Status, fault_corrupt
+from everwrite.status cimport Status, fault_corrupt, fault_key
 from everwrite.walk cimport walk_free, walk_init, walk_next
 
 
@@ -164,9 +164,9 @@ cdef class SequencedKeyspace(BoundedKeyspace):
             return kind
         for i in range(count):
             if values[i].size > <size_t>MAX_VALUE:
-                return Status.ERR_TOO_LARGE
+                return fault_key(Status.ERR_TOO_LARGE, key)
         if where != Where.AT_INDEX and not position_valid(position):
-            return Status.ERR_NOT_A_POSITION
+            return fault_key(Status.ERR_NOT_A_POSITION, key)
         self.left_name.size = 0
         self.right_name.size = 0
         if kind == KIND_SEQUENCE:
@@ -188,7 +188,7 @@ cdef class SequencedKeyspace(BoundedKeyspace):
             if place_name(&self.place, i, count, &self.item_name) != 0:
                 return Status.ERR_MEMORY
             if self.item_name.size > <size_t>MAX_KEY:
-                return Status.ERR_TOO_LARGE
+                return fault_key(Status.ERR_TOO_LARGE, key)
             if self._put_element(
                 KIND_SEQUENCE, buffer_slice(&self.item_name), ELEMENT_WRITE, values[i], 0, False
             ) != 0:
@@ -197,7 +197,9 @@ cdef class SequencedKeyspace(BoundedKeyspace):
 
     cdef int _load_item(self, Slice key, Slice position) noexcept nogil:
         """Load the item at a position: 1, or 0 when it isn't there."""
-        return self.load_as(key, KIND_SEQUENCE, position) if position_valid(position) else Status.ERR_NOT_A_POSITION
+        return self.load_as(key, KIND_SEQUENCE, position) if position_valid(position) else fault_key(
+            Status.ERR_NOT_A_POSITION, key
+        )
 
     cdef int _write_item(self, Slice position, Slice value) noexcept nogil:
         cdef int status = self.delta_begin()
@@ -214,7 +216,7 @@ cdef class SequencedKeyspace(BoundedKeyspace):
     cdef int op_sequence_set(self, Slice key, Slice position, Slice value) noexcept nogil:
         cdef int status
         if value.size > <size_t>MAX_VALUE:
-            return Status.ERR_TOO_LARGE
+            return fault_key(Status.ERR_TOO_LARGE, key)
         status = self._load_item(key, position)
         return status if status <= 0 else self._write_item(position, value)
 
@@ -237,7 +239,7 @@ cdef class SequencedKeyspace(BoundedKeyspace):
     cdef int op_sequence_set_at(self, Slice key, uint64_t index, bint from_end, Slice value) noexcept nogil:
         cdef int status
         if value.size > <size_t>MAX_VALUE:
-            return Status.ERR_TOO_LARGE
+            return fault_key(Status.ERR_TOO_LARGE, key)
         status = self._name_at(key, index, from_end, NULL)
         return status if status <= 0 else self._write_item(buffer_slice(&self.item_name), value)
 
@@ -262,6 +264,6 @@ cdef class SequencedKeyspace(BoundedKeyspace):
         cdef int status
         index[0] = 0
         if not position_valid(position):
-            return Status.ERR_NOT_A_POSITION
+            return fault_key(Status.ERR_NOT_A_POSITION, key)
         status = self.begin_as(key, KIND_SEQUENCE)
         return status if status <= 0 else self.rank_of(KIND_SEQUENCE, position, index)

@@ -42,7 +42,7 @@ from everwrite.state cimport (
     row_live,
     rows_find,
 )
-from everwrite.status cimport Status, fault_corrupt
+from everwrite.status cimport Status, fault_corrupt, fault_key
 from everwrite.walk cimport walk_free, walk_init, walk_next
 
 
@@ -127,9 +127,9 @@ cdef class SortedKeyspace(RankedKeyspace):
             return status
         for i in range(count):
             if members[i].size > <size_t>MAX_KEY:
-                return Status.ERR_TOO_LARGE
+                return fault_key(Status.ERR_TOO_LARGE, key)
             if isnan(scores[i]):
-                return Status.ERR_NOT_A_NUMBER
+                return fault_key(Status.ERR_NOT_A_NUMBER, key)
         for i in range(count):
             status = self.load_element(KIND_SORTED_SET, members[i])
             if status < 0:
@@ -170,16 +170,16 @@ cdef class SortedKeyspace(RankedKeyspace):
         if status < 0:
             return status
         if member.size > <size_t>MAX_KEY:
-            return Status.ERR_TOO_LARGE
+            return fault_key(Status.ERR_TOO_LARGE, key)
         if not isfinite(amount):
-            return Status.ERR_NOT_A_NUMBER
+            return fault_key(Status.ERR_NOT_A_NUMBER, key)
         status = self.load_element(KIND_SORTED_SET, member)
         if status < 0:
             return status
         if not self.absent and element_live(&self.element):
             shown += element_score(&self.element)
             if not isfinite(shown) and isfinite(element_score(&self.element)):
-                return Status.ERR_OVERFLOW
+                return fault_key(Status.ERR_OVERFLOW, key)
         row = rows_find(self.element.rows, self.element.row_count, self.own_origin)
         if row != NULL:
             # Where nothing is left of the old total the new one starts from zero: floats would lose small
@@ -188,7 +188,7 @@ cdef class SortedKeyspace(RankedKeyspace):
             if not anew:
                 total += score_of_bits(<uint64_t>row.total)
         if not isfinite(total):
-            return Status.ERR_OVERFLOW
+            return fault_key(Status.ERR_OVERFLOW, key)
         if anew:
             # The timestamp below the change's own is nobody else's.
             self.clock.tick()

@@ -1,5 +1,7 @@
 """Status codes of the native code. `status.pyx` is the only place where one becomes an exception."""
 
+from everwrite.coding cimport Slice
+
 cdef enum Status:
     OK = 0
     ERR_MEMORY = -1
@@ -24,18 +26,28 @@ cdef enum Status:
     ERR_STATE_TOO_LARGE = -20  # of a key, for another store
 
 
+cdef enum:
+    KEY_SHOWN = 64            # as errors.KEY_SHOWN
+
+
 cdef struct Fault:
     # The detail behind the newest ERR_IO or ERR_CORRUPT of this thread. Fixed size: no allocation when failing.
     int error_number
     unsigned long long offset
     char path[512]
     char reason[200]
+    # Which key an operation was refused for, with this status: its first bytes, and how many it has.
+    int refused
+    size_t key_size
+    char key[KEY_SHOWN]
 
 
 cdef Fault* last_fault() noexcept nogil
 cdef int fault_io(const char* path, const char* what) noexcept nogil
 cdef int fault_corrupt(const char* path, unsigned long long offset, const char* reason) noexcept nogil
 cdef int fault_format(const char* path, unsigned long long version) noexcept nogil
+# Remember which key the operation was for that is refused with this status, which is returned.
+cdef int fault_key(int status, Slice key) noexcept nogil
 
 # Raises the exception for a negative status; returns the status otherwise. Needs the GIL.
 cdef int check(int status) except? -1

@@ -2,7 +2,7 @@
 
 from libc.errno cimport errno
 from libc.stdio cimport snprintf
-from libc.string cimport strncpy
+from libc.string cimport memcpy, strncpy
 
 import errno as errno_numbers
 import os
@@ -25,6 +25,9 @@ cdef extern from *:
         unsigned long long offset;
         char path[512];
         char reason[200];
+        int refused;
+        size_t key_size;
+        char key[64];
     } ew_fault;
     static void* ew_fault_address(void) { return &ew_fault; }
     """
@@ -69,6 +72,14 @@ cdef int fault_format(const char* path, unsigned long long version) noexcept nog
     return Status.ERR_FORMAT
 
 
+cdef int fault_key(int status, Slice key) noexcept nogil:
+    cdef Fault* fault = last_fault()
+    fault.refused = status
+    fault.key_size = key.size
+    memcpy(fault.key, key.data, min(key.size, <size_t>KEY_SHOWN))
+    return status
+
+
 cdef object _exception(int status):
     cdef Fault* fault = last_fault()
     path = (<bytes>fault.path).decode("utf-8", "replace")
@@ -99,14 +110,18 @@ cdef object _exception(int status):
         )
     kinds = {
         Status.ERR_CLOSED: (errors.ClosedError, "the store is closed"),
-        Status.ERR_WRONG_TYPE: (errors.WrongTypeError, "the key holds a value of another type"),
-        Status.ERR_NOT_INTEGER: (errors.NotAnIntegerError, "the value is not a 64-bit integer"),
-        Status.ERR_OVERFLOW: (errors.OverflowError, "the result would leave the 64-bit integer range"),
+        Status.ERR_WRONG_TYPE: (errors.WrongTypeError, "it holds a value of another type; `Database.kind` names it"),
+        Status.ERR_NOT_INTEGER: (errors.NotAnIntegerError, "the value is not a 64-bit integer; nothing was changed"),
+        Status.ERR_OVERFLOW: (
+            errors.OverflowError, "the result would leave the 64-bit integer range; nothing was changed"
+        ),
         Status.ERR_TOO_LARGE: (
-            errors.TooLargeError, "a key is over 65,536 bytes, a value over 64 MiB, or an update over 144 MiB in all"
+            errors.TooLargeError,
+            "a key or an element's name over 65,536 bytes, a value over 64 MiB, or an update over 144 MiB in all; "
+            "nothing was changed",
         ),
         Status.ERR_STATE_TOO_LARGE: (
-            errors.TooLargeError, "the state of a key is over 1 GiB and can't be sent to other stores: split the key"
+            errors.TooLargeError, "its state is over 1 GiB and can't be sent to other stores: split the key"
         ),
         Status.ERR_DECODE: (errors.ProtocolError, "malformed bytes: nothing was applied"),
         Status.ERR_GUARD: (errors.ProtocolError, "the change builds on updates that this store lacks"),
@@ -119,6 +134,11 @@ cdef object _exception(int status):
         Status.ERR_DRIFT: (errors.ClockDriftError, "a timestamp is too far ahead of this node's clock"),
     }
     kind, message = kinds.get(status, (errors.EverwriteError, f"unknown status {status}"))
+    if fault.refused == status:
+        # Only of this refusal: the next may not tell of its key.
+        fault.refused = 0
+        key = errors.shown_key(fault.key[: min(fault.key_size, <size_t>KEY_SHOWN)], fault.key_size)
+        return kind(f"key {key}: {message}")
     return kind(message)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 import everwrite
@@ -99,3 +101,64 @@ def test_a_write_to_a_snapshot_says_so(db):
             with pytest.raises(everwrite.ReadOnlyError, match="a snapshot is for reading only"):
                 write()
         assert list(then.set(b"set")) == [b"element"]
+
+
+LARGE = bytes((64 << 20) + 1)
+REFUSED = {
+    "get of a set": (everwrite.WrongTypeError, lambda db, key: (db.set(key).add(b"e"), db[key])),
+    "get_many of a set": (everwrite.WrongTypeError, lambda db, key: (db.set(key).add(b"e"), db.get_many([key]))),
+    "add to text": (everwrite.WrongTypeError, lambda db, key: (db.put(key, b"v"), db.set(key).add(b"e"))),
+    "field of text": (everwrite.WrongTypeError, lambda db, key: (db.put(key, b"v"), db.map(key)[b"f"])),
+    "flag of text": (everwrite.WrongTypeError, lambda db, key: (db.put(key, b"v"), db.flag(key).enable())),
+    "count up text": (everwrite.NotAnIntegerError, lambda db, key: (db.put(key, b"v"), db.counter(key).increment())),
+    "counter of text": (everwrite.NotAnIntegerError, lambda db, key: (db.put(key, b"v"), db.counter(key).value)),
+    "count up a field of text": (
+        everwrite.NotAnIntegerError,
+        lambda db, key: (db.map(key).set({b"f": b"v"}), db.map(key).increment(b"f")),
+    ),
+    "count too far": (
+        everwrite.OverflowError,
+        lambda db, key: (db.counter(key).increment(2**63 - 1), db.counter(key).increment()),
+    ),
+    "a value": (everwrite.TooLargeError, lambda db, key: db.put(key, LARGE)),
+    "a value in a batch": (everwrite.TooLargeError, lambda db, key: db.put_many({key: LARGE})),
+    "a field": (everwrite.TooLargeError, lambda db, key: db.map(key).set({b"f": LARGE})),
+    "a name of an element": (everwrite.TooLargeError, lambda db, key: db.set(key).add(LARGE)),
+    "an item": (everwrite.TooLargeError, lambda db, key: db.sequence(key).append(LARGE)),
+    "a register": (everwrite.TooLargeError, lambda db, key: db.multi(key).set(LARGE)),
+    "rights": (everwrite.InsufficientRightsError, lambda db, key: db.bounded_counter(key).decrement(1)),
+    "no position": (ValueError, lambda db, key: db.sequence(key).index_of(b"?")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_named(db, name):
+    kind, use = REFUSED[name]
+    with pytest.raises(kind, match=r"b'key \\x00\\xff'") as raised:
+        use(db, b"key \0\xff")
+    assert len(str(raised.value)) < 300
+    # A long one is shortened, and no other operation is said to have been about it.
+    with pytest.raises(kind, match=r"b'x{64}'\.\.\. \(20,000 bytes\)") as raised:
+        use(db, b"x" * 20_000)
+    assert len(str(raised.value)) < 400
+    with pytest.raises(everwrite.TooLargeError, match=r"'\.\.\. \(65,537 bytes\)"):
+        db.put(b"y" * 65537, b"v")
+
+
+def test_the_key_that_is_named_is_the_thread_s_own(db):
+    db.set(b"set").add(b"e")
+    db[b"text"] = b"v"
+
+    def refused(use, key):
+        for _ in range(2000):
+            with pytest.raises((everwrite.WrongTypeError, everwrite.NotAnIntegerError), match=key):
+                use()
+
+    with ThreadPoolExecutor(2) as pool:
+        asked = [
+            pool.submit(refused, lambda: db[b"set"], "b'set'"),
+            pool.submit(refused, lambda: db.set(b"text").add(b"e"), "b'text'"),
+            pool.submit(refused, lambda: db.counter(b"text").increment(), "b'text'"),
+        ]
+        for each in asked:
+            each.result()
