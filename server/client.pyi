@@ -10,6 +10,8 @@ class Client:
     local_address: str
     created: float
     protocol: int
+    level: int
+    limit_seconds: float
     def __init__(self, *args: object, **kwargs: object) -> None: ...
     @property
     def closed(self) -> bool: ...

@@ -1,6 +1,7 @@
 """A connected client as Python sees it."""
 
 cimport cython
+from libc.stdint cimport int64_t
 
 from everwrite.server.connection cimport ConnectionState, monotonic_ns
 
@@ -39,6 +40,26 @@ cdef class Client:
     def last_write_timestamp(self):
         """The store's timestamp after this connection's newest write, 0 before the first."""
         return self.connection.last_write_timestamp if self.connection != NULL else 0
+
+    @property
+    def level(self):
+        """The consistency level that the connection asked for (a number of `consistency.Level`), 0: none."""
+        return self.connection.level if self.connection != NULL else 0
+
+    @level.setter
+    def level(self, int level):
+        if self.connection != NULL:
+            self.connection.level = level
+
+    @property
+    def limit_seconds(self):
+        """How long the next command may wait for other replicas, 0: as long as any."""
+        return self.connection.limit_ns / 1e9 if self.connection != NULL else 0.0
+
+    @limit_seconds.setter
+    def limit_seconds(self, double seconds):
+        if self.connection != NULL:
+            self.connection.limit_ns = <int64_t>(seconds * 1e9)
 
     @property
     def commands(self):

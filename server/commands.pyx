@@ -290,6 +290,10 @@ cdef list _define_others():
         _define("module", -2, p, NO_KEYS, NULL, "admin noscript", "server", "4.0.0", "List modules: there are none"),
         _define("wait", 3, p, NO_KEYS, NULL, "", "generic", "3.0.0",
                 "Wait until other regions have acknowledged this connection's writes"),
+        _define("ew.consistency", -1, p, NO_KEYS, NULL, "fast", "everwrite", "0.1.0",
+                "Tell or set the consistency level of this connection: EW.CONSISTENCY [ONE|LOCAL_QUORUM|ALL]"),
+        _define("ew.deadline", 2, p, NO_KEYS, NULL, "fast", "everwrite", "0.1.0",
+                "Bound in ms how long the next command waits for other replicas"),
         _define("ew.why", 2, p, ONE, NULL, "readonly", "everwrite", "0.1.0",
                 "Explain a key: its context, and which region wrote what is visible"),
     ]

@@ -144,6 +144,16 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "os, in the file, and on the device when the operating system likes."
         ),
     ] = "always"
+    consistency: Annotated[
+        Literal["ONE", "LOCAL_QUORUM", "ALL"],
+        msgspec.Meta(
+            description="How many replicas of the region take part in a request that doesn't say: this node alone, a "
+            "majority, or all."
+        ),
+    ] = "LOCAL_QUORUM"
+    request_timeout_ms: Annotated[
+        int, msgspec.Meta(ge=1, le=3_600_000, description="How long a request may wait for other replicas.")
+    ] = 2000
     host: Annotated[
         str,
         msgspec.Meta(

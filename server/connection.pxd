@@ -57,6 +57,17 @@ cdef struct Connection:
     size_t discarded            # bytes thrown away while lingering
     size_t accounted            # of its buffers, in the frontend's total
     uint64_t last_write_timestamp
+    int level                   # consistency level, 0: the frontend's
+    bint asking                 # the commands at its head wait until other replicas have answered
+    bint held                   # its replies wait until other replicas have acknowledged its writes
+    int refusal                 # why the commands of `credit` are refused, 0: they run
+    uint64_t ask_number         # of the question that it waits for
+    size_t credit               # commands at its head that the replicas have answered for
+    size_t answers_received     # by which it was refused
+    uint64_t held_timestamp     # of its newest write that is to be acknowledged
+    Buffer spans                # of `output`, the replies to writes that wait: pairs of size_t, start and end
+    int64_t limit_ns            # how long its next command may wait, 0: as long as any
+    int64_t deadline_ns         # monotonic time at which what waits is given up, 0: nothing waits
     int64_t created_ms          # Unix
     int64_t active_ns           # monotonic time of the newest bytes received
     uint64_t commands
@@ -72,6 +83,11 @@ cdef struct ConnectionList:
     Connection** items
     size_t size
     size_t capacity
+
+
+cdef inline bint must_wait(const Connection* c) noexcept nogil:
+    """Whether the commands that it sends wait their turn."""
+    return c.deferred or c.asking or c.held
 
 
 cdef Connection* connection_new(int descriptor, uint64_t id) noexcept nogil        # NULL: out of memory

@@ -67,6 +67,7 @@ cdef Connection* connection_new(int descriptor, uint64_t id) noexcept nogil:
     parser_init(&c.parser)
     buffer_init(&c.input)
     buffer_init(&c.output)
+    buffer_init(&c.spans)
     return c
 
 
@@ -74,12 +75,14 @@ cdef void connection_free(Connection* c) noexcept nogil:
     parser_free(&c.parser)
     buffer_free(&c.input)
     buffer_free(&c.output)
+    buffer_free(&c.spans)
     free(c)
 
 
 cdef size_t connection_bytes(const Connection* c) noexcept nogil:
     return (
-        c.input.capacity + c.output.capacity + c.parser.words.capacity + c.parser.capacity * sizeof(Slice)
+        c.input.capacity + c.output.capacity + c.spans.capacity
+        + c.parser.words.capacity + c.parser.capacity * sizeof(Slice)
     )
 
 

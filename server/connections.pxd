@@ -33,6 +33,8 @@ cdef class Connections:
     cdef ConnectionList ready
     cdef ConnectionList dead
     cdef ConnectionList handed          # connections whose command goes up to Python, in order
+    cdef ConnectionList asking          # those whose commands wait for answers of other replicas
+    cdef ConnectionList held            # those whose replies wait for acknowledgements, in order
     cdef Traffic traffic
     cdef size_t lingering
     cdef bint draining
@@ -57,5 +59,6 @@ cdef class Connections:
     cdef void drop_idle(self) noexcept nogil
     cdef void append(self, Connection* c, bytes data)
     cdef Client client_of(self, Connection* c)
+    cdef object woken(self)
     cdef object reap(self)
     cdef void _admit(self, int descriptor) noexcept nogil

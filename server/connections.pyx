@@ -22,6 +22,7 @@ from everwrite.server.connection cimport (
     list_free,
     list_reserve,
     listener_accept,
+    must_wait,
     output_waiting,
     socket_addresses,
     socket_end_output,
@@ -77,6 +78,8 @@ cdef class Connections:
         list_free(&self.ready)
         list_free(&self.dead)
         list_free(&self.handed)
+        list_free(&self.asking)
+        list_free(&self.held)
 
     # -- what the shell calls
 
@@ -107,11 +110,7 @@ cdef class Connections:
         self.append(client.connection, data)
         self.flush(client.connection)
         self.make_ready(client.connection)
-        if not self.ticking:
-            if write(self.wake_write, b"w", 1) < 0:
-                # The pipe is full: the poller is readable as it is.
-                pass
-            self.reap()
+        self.woken()
         return True
 
     def close_client(self, uint64_t client_id):
@@ -196,6 +195,8 @@ cdef class Connections:
             and list_reserve(&self.ready, 2 * needed) == 0
             and list_reserve(&self.dead, needed) == 0
             and list_reserve(&self.handed, needed) == 0
+            and list_reserve(&self.asking, needed) == 0
+            and list_reserve(&self.held, needed) == 0
         ):
             c = connection_new(descriptor, self.newest_id + 1)
         if c == NULL or poller_add(self.poller, descriptor, c, Interest.WATCH_READ) < 0:
@@ -219,7 +220,7 @@ cdef class Connections:
 
     cdef void make_ready(self, Connection* c) noexcept nogil:
         """Go on with what a connection has buffered, without waiting for its socket."""
-        if c.state != ConnectionState.CONNECTION_OPEN or c.deferred or c.paused:
+        if c.state != ConnectionState.CONNECTION_OPEN or must_wait(c) or c.paused:
             return
         self.watch(c, c.interest | Interest.WATCH_READ)
         if c.input.size and not c.ready:
@@ -254,14 +255,18 @@ cdef class Connections:
         """While draining: close the connections that have nothing in flight."""
         cdef Connection* c = self.first
         while c != NULL:
-            if not c.deferred and not c.ready and output_waiting(c) == 0:
+            if not must_wait(c) and not c.ready and output_waiting(c) == 0:
                 self.drop(c)
             c = c.next
 
     cdef void flush(self, Connection* c) noexcept nogil:
         """Send what waits, and watch for what the connection's state makes of the rest."""
         cdef size_t before = output_waiting(c)
-        cdef int sent = connection_send(c)
+        cdef int sent
+        if c.held:
+            self.watch(c, c.interest & ~Interest.WATCH_WRITE)
+            return
+        sent = connection_send(c)
         if sent < 0:
             self.drop(c)
             return
@@ -306,9 +311,17 @@ cdef class Connections:
         else:
             self.account(c)
 
+    cdef object woken(self):
+        """Outside of a tick, connections may have become ready: let there be one."""
+        if not self.ticking:
+            if (self.ready.size or self.draining) and write(self.wake_write, b"w", 1) < 0:
+                # The pipe is full: the poller is readable as it is.
+                pass
+            self.reap()
+
     cdef object reap(self):
         """Free the connections that died, when no list holds them any more."""
-        cdef size_t i, kept = 0
+        cdef size_t i, kept = 0, waiting = 0
         cdef Connection* c
         cdef Client client
         if self.dead.size == 0:
@@ -320,6 +333,11 @@ cdef class Connections:
         self.ready.size = kept
         for i in range(self.dead.size):
             c = self.dead.items[i]
+            if c.asking or c.held:
+                # A list holds it until its answer comes or is given up.
+                self.dead.items[waiting] = c
+                waiting += 1
+                continue
             client = self.clients_by_id.pop(c.id, None)
             if client is not None:
                 client.connection = NULL
@@ -330,7 +348,7 @@ cdef class Connections:
             if c.next != NULL:
                 c.next.previous = c.previous
             connection_free(c)
-        self.dead.size = 0
+        self.dead.size = waiting
 
     def _close_listeners(self):
         cdef _Listener listener

@@ -1,4 +1,4 @@
-"""The commands that go up to Python: connection setup, introspection, WAIT and EW.WHY.
+"""The commands that go up to Python: connection setup, introspection, WAIT and those that begin with EW.
 
 None of them touches a key's value, and none is on a hot path. Replies and error texts are Redis's.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from everwrite.errors import EverwriteError
 from everwrite.server.commands import TABLE, CommandInfo
+from everwrite.server.consistency import Level
 from everwrite.server.glob import matches
 from everwrite.server.info import REDIS_VERSION, InfoHost, info_text
 from everwrite.server.reports import origin_names
@@ -76,6 +77,8 @@ class Control:
             "cluster": self._cluster,
             "module": self._module,
             "wait": self._wait,
+            "ew.consistency": self._consistency,
+            "ew.deadline": self._deadline,
             "ew.why": self._why,
         }
         self._client_commands: dict[str, tuple[int, Callable[[Client, list[bytes]], object]]] = {
@@ -151,6 +154,8 @@ class Control:
     def _reset(self, client: Client, args: list[bytes]) -> object:
         client.protocol = 2
         client.name = ""
+        client.level = 0
+        client.limit_seconds = 0
         return Simple("RESET")
 
     def _quit(self, client: Client, args: list[bytes]) -> object:
@@ -305,6 +310,24 @@ class Control:
             lambda: client.closed,
         )
         return LATER
+
+    def _consistency(self, client: Client, args: list[bytes]) -> object:
+        if len(args) > 2:
+            raise _Refusal("ERR wrong number of arguments for 'ew.consistency' command")
+        if len(args) == 1:
+            return (Level(client.level) if client.level else Level.parse(self.host.config.consistency)).name
+        try:
+            client.level = Level.parse(args[1].decode("utf-8", "replace"))
+        except ValueError as error:
+            raise _Refusal(f"ERR {error}") from None
+        return OK
+
+    def _deadline(self, client: Client, args: list[bytes]) -> object:
+        milliseconds = _integer(args[1])
+        if not 1 <= milliseconds <= WAIT_SECONDS_MAX * 1000:
+            raise _Refusal(f"ERR deadline out of range: from 1 to {WAIT_SECONDS_MAX * 1000:.0f} milliseconds")
+        client.limit_seconds = milliseconds / 1000
+        return OK
 
     def _why(self, client: Client, args: list[bytes]) -> object:
         return _named(self.host.store.why(args[1]), origin_names(self.host.store))

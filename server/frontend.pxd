@@ -6,11 +6,10 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from everwrite.coding cimport Buffer
 from everwrite.server.commands cimport COMMANDS_MAX, Call, Command, Family
 from everwrite.server.connection cimport Connection
-from everwrite.server.connections cimport Connections
 from everwrite.server.cursors cimport Cursors
-from everwrite.server.poller cimport POLL_EVENTS_MAX, PollEvent
+from everwrite.server.levels cimport LeveledConnections
 from everwrite.server.resp cimport Reply
-from everwrite.store cimport Store
+from everwrite.server.poller cimport POLL_EVENTS_MAX, PollEvent
 
 
 cdef enum:
@@ -32,8 +31,7 @@ cdef struct Counters:
 
 
 @cython.final
-cdef class Frontend(Connections):
-    cdef Store store
+cdef class Frontend(LeveledConnections):
     cdef object handler
     cdef object log
     cdef uint8_t* received              # RECEIVE_BYTES, shared by all connections
@@ -41,7 +39,6 @@ cdef class Frontend(Connections):
     cdef Buffer handed_args
     cdef Buffer scratch
     cdef Cursors cursors
-    cdef Reply reply_writer
     cdef Call call
     cdef Counters counters
     cdef uint64_t round_calls[4]
@@ -58,6 +55,9 @@ cdef class Frontend(Connections):
     cdef void _count_latency(self, int family, uint64_t calls, int64_t nanoseconds) noexcept nogil
     cdef void _receive(self, Connection* c) noexcept nogil
     cdef void _run(self, Connection* c, const uint8_t* data, size_t size) noexcept nogil
+    cdef void _lock(self) noexcept nogil
+    cdef Reply* _begin_reply(self, Connection* c) noexcept nogil
+    cdef bint _may_run(self, Connection* c, const uint8_t* data, size_t size) noexcept nogil
     cdef void _execute(self, Connection* c) noexcept nogil
     cdef void _hand_up(self, Connection* c) noexcept nogil
     cdef void _break_off(self, Connection* c, const char* error) noexcept nogil

@@ -2,7 +2,7 @@ from collections.abc import Callable
 from typing import Any, Self, final
 
 from everwrite.server.client import Client
-from everwrite.server.connections import Connections
+from everwrite.server.levels import LeveledConnections
 from everwrite.store import Store
 
 TICK_WROTE: int
@@ -11,7 +11,7 @@ FAMILIES: tuple[str, ...]
 LATENCY_BOUNDS: tuple[float, ...]
 
 @final
-class Frontend(Connections):
+class Frontend(LeveledConnections):
     def __new__(
         cls,
         store: Store,

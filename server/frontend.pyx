@@ -43,17 +43,20 @@ from everwrite.server.connection cimport (
     input_drop,
     list_push,
     monotonic_ns,
+    must_wait,
     output_waiting,
     socket_ended,
     socket_receive,
     unix_ms,
 )
 from everwrite.server.cursors cimport cursors_free, cursors_init
+from everwrite.server.levels cimport LeveledConnections
 from everwrite.server.lookahead cimport Lookahead, look_ahead
 from everwrite.server.poller cimport Interest, poller_pause, poller_take
 from everwrite.server.replies cimport is_word, reply_status
-from everwrite.server.resp cimport REPLY_BYTES_MAX, Parsed, parser_next, reply_error, reply_raw
+from everwrite.server.resp cimport REPLY_BYTES_MAX, Parsed, Reply, parser_next, reply_error, reply_raw
 from everwrite.status cimport Status
+from everwrite.store cimport Store
 
 import logging
 
@@ -85,7 +88,7 @@ for _bucket in range(LATENCY_BUCKETS - 1):
 
 
 @cython.final
-cdef class Frontend(Connections):
+cdef class Frontend(LeveledConnections):
     """Serves Redis clients from a store.
 
     `handler(client, args)` answers the commands that need Python: it gets the command's
@@ -132,6 +135,7 @@ cdef class Frontend(Connections):
                 if self.handed.size:
                     self._answer_handed()
                     more = True
+                self.send_questions()
         finally:
             self.ticking = False
             self.reap()
@@ -168,6 +172,7 @@ cdef class Frontend(Connections):
             "ticks": self.counters.ticks,
             "rounds": self.counters.rounds,
             "commits": self.counters.commits,
+            **self.level_statistics(),
             "commands": {
                 info.name: self.counters.calls[index] for index, info in enumerate(_TABLE) if self.counters.calls[index]
             },
@@ -229,7 +234,7 @@ cdef class Frontend(Connections):
         for r in range(resumed):
             c = self.ready.items[r]
             c.ready = False
-            if c.state == ConnectionState.CONNECTION_OPEN and not c.deferred:
+            if c.state == ConnectionState.CONNECTION_OPEN and not must_wait(c):
                 self._run(c, c.input.data, c.input.size)
         if resumed:
             for r in range(resumed, self.ready.size):
@@ -301,9 +306,11 @@ cdef class Frontend(Connections):
                 self.counters.commands_failed += c.replies
                 for _n in range(c.replies):
                     reply_status(&self.reply_writer, status)
+                c.spans.size = 0
                 if self.reply_writer.failed:
                     self.drop(c)
                     continue
+            self.hold(c)
             self.flush(c)
         self.touched.size = 0
         elapsed = monotonic_ns() - self.now_ns
@@ -325,10 +332,10 @@ cdef class Frontend(Connections):
         cdef uint8_t* place = self.received
         if c.state == ConnectionState.CONNECTION_DEAD or c.ready:
             return
-        if c.deferred and socket_ended(c.source.descriptor):
+        if must_wait(c) and socket_ended(c.source.descriptor):
             self.drop(c)
             return
-        if c.deferred or c.paused or c.state == ConnectionState.CONNECTION_CLOSING:
+        if must_wait(c) or c.paused or c.state == ConnectionState.CONNECTION_CLOSING:
             # With output waiting, a peer that is gone shows when it is written to.
             self.watch(c, c.interest & ~Interest.WATCH_READ)
             return
@@ -372,7 +379,7 @@ cdef class Frontend(Connections):
         cdef Lookahead ahead
         ahead.executed = ahead.seen = ahead.at = 0
         self.touch(c)
-        while c.state == ConnectionState.CONNECTION_OPEN and not c.deferred and at < size:
+        while c.state == ConnectionState.CONNECTION_OPEN and not must_wait(c) and at < size:
             if output_waiting(c) > OUTPUT_SOFT_BYTES_MAX:
                 c.paused = True
                 break
@@ -384,7 +391,11 @@ cdef class Frontend(Connections):
                 turns += 1
                 if at < size and self.locked:
                     look_ahead(&ahead, self.store, data, size, at)
-                self._execute(c)
+                if self.replicas == 1 or self._may_run(c, data + at - consumed, size - at + consumed):
+                    self._execute(c)
+                elif c.asking:
+                    # Once the replicas have answered it begins anew, and then it runs.
+                    at -= consumed
                 continue
             if parsed == Parsed.PARSE_ERROR:
                 self._break_off(c, NULL)
@@ -401,21 +412,61 @@ cdef class Frontend(Connections):
         if c.state != ConnectionState.CONNECTION_DEAD:
             self.account(c)
 
-    cdef void _execute(self, Connection* c) noexcept nogil:
-        """Run the command that the connection's parser holds, or hand it up."""
-        cdef const Command* command
+    cdef Reply* _begin_reply(self, Connection* c) noexcept nogil:
+        """The writer of replies, for one of this connection."""
         cdef Reply* reply = &self.reply_writer
         cdef size_t room = self.buffer_bytes_max - self.buffer_bytes if self.buffer_bytes < self.buffer_bytes_max else 0
-        cdef uint64_t timestamp
-        self.counters.commands_processed += 1
-        c.commands += 1
-        c.replies += 1
         reply.out = &c.output
         reply.protocol = c.protocol
         reply.failed = 0
         if room > REPLY_BYTES_MAX:
             room = REPLY_BYTES_MAX
         reply.limit = c.output.size + (room if room > REPLY_BYTES_MIN else REPLY_BYTES_MIN)
+        return reply
+
+    cdef void _lock(self) noexcept nogil:
+        if not self.locked:
+            self.store.lock()
+            self.locked = True
+            self.round_timestamp = self.seen_timestamp = self.store.last_timestamp()
+
+    cdef bint _may_run(self, Connection* c, const uint8_t* data, size_t size) noexcept nogil:
+        """Whether the command at the start of `data` may run now; else it was refused, or other replicas are asked."""
+        if not self.is_shared(c, find_command(c.parser.args[0])):
+            return True
+        if c.credit and c.refusal == 0:
+            c.credit -= 1
+            return True
+        self._begin_reply(c)
+        if c.credit:
+            c.credit -= 1
+            self.refuse(c)
+            if c.credit == 0:
+                c.refusal = 0
+                c.deadline_ns = 0
+        else:
+            self._lock()
+            if self.ask(c, data, size):
+                # Without a key that it could be asked for, it is going to be refused.
+                c.credit -= not c.asking
+                return not c.asking
+        self.counters.commands_processed += 1
+        self.counters.commands_failed += 1
+        c.commands += 1
+        c.replies += 1
+        if self.reply_writer.failed:
+            self.drop(c)
+        return False
+
+    cdef void _execute(self, Connection* c) noexcept nogil:
+        """Run the command that the connection's parser holds, or hand it up."""
+        cdef const Command* command
+        cdef Reply* reply = self._begin_reply(c)
+        cdef size_t start = c.output.size
+        cdef uint64_t timestamp
+        self.counters.commands_processed += 1
+        c.commands += 1
+        c.replies += 1
         self.call.args = c.parser.args
         self.call.count = c.parser.count
         self.call.reply = reply
@@ -443,15 +494,15 @@ cdef class Frontend(Connections):
                 self.counters.commands_failed += 1
                 reply_status(reply, Status.ERR_FAILED)
             else:
-                if not self.locked:
-                    self.store.lock()
-                    self.locked = True
-                    self.round_timestamp = self.seen_timestamp = self.store.last_timestamp()
+                self._lock()
                 run_command(self.store, command, &self.call)
                 if command.family == Family.FAMILY_WRITE:
                     timestamp = self.store.last_timestamp()
                     if timestamp != self.seen_timestamp:
                         self.seen_timestamp = c.last_write_timestamp = timestamp
+                        if self.is_shared(c, command):
+                            self.note_write(c, start)
+                c.limit_ns = 0
         if reply.failed:
             # Not even an error reply could be written: the connection would be out of step.
             self.drop(c)

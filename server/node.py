@@ -26,7 +26,9 @@ import everwrite
 from everwrite.errors import EverwriteError, PortInUseError, ReadOnlyError, StorageError
 from everwrite.server import certs
 from everwrite.server.config import NodeConfig
+from everwrite.server.consistency import Level
 from everwrite.server.control import Control
+from everwrite.server.coordination import Coordination
 from everwrite.server.frontend import Frontend
 from everwrite.server.frontend_loop import close_frontend, serve_frontend
 from everwrite.server.http_adapter import HttpServer, Limits
@@ -103,6 +105,7 @@ class Node:
             software=software_version(),
         )
         self.frontend = Frontend(store, Control(self))
+        self.coordination: Coordination
         self.transport = Transport(
             self.replicator,
             commit=store.commit,
@@ -110,6 +113,15 @@ class Node:
             server_context=certs.server_context(config.certs) if config.certs is not None else None,
             client_context=certs.client_context(config.certs) if config.certs is not None else None,
             on_resolve=self._resolved,
+            on_answered=lambda token, received: self.coordination.answered(token, received),
+            on_region_changed=lambda region: self.coordination.region_changed(region),
+        )
+        self.coordination = Coordination(
+            store,
+            self.frontend,
+            self.transport,
+            consistency=Level.parse(config.consistency),
+            timeout_seconds=config.request_timeout_ms / 1000,
         )
         self.http = HttpServer(make_app(self), Limits(drain_seconds=DRAIN_HTTP_SECONDS))
         self._started_at = trio.current_time()
@@ -204,6 +216,7 @@ class Node:
                 nursery.start_soon(serve_frontend, self.frontend, self.transport.local_write)
                 nursery.start_soon(self._run_reaper)
                 nursery.start_soon(self._run_wait_sweeper)
+                nursery.start_soon(self.coordination.run)
                 await nursery.start(self.http.serve, _trio_listeners(http))
                 if threading.current_thread() is threading.main_thread():
                     await nursery.start(self._run_signals)

@@ -43,6 +43,8 @@ cdef struct Parser:
 
 cdef void parser_init(Parser* p) noexcept nogil
 cdef void parser_free(Parser* p) noexcept nogil
+# Forget the last command, and give back the memory that an unusually large one took.
+cdef void parser_restart(Parser* p) noexcept nogil
 # Look for one command at the start of data. *consumed is the number of bytes to drop: the
 # command's, and with PARSE_MORE those of empty lines and empty arrays before it.
 # The arguments of a command point into `data` (or, for an inline command, into the parser).

@@ -231,8 +231,7 @@ cdef int _inline(Parser* p, const uint8_t* data, size_t size) noexcept nogil:
     return Parsed.PARSE_COMMAND
 
 
-cdef void _restart(Parser* p) noexcept nogil:
-    """Forget the last command, and give back the memory that an unusually large one took."""
+cdef void parser_restart(Parser* p) noexcept nogil:
     p.count = 0
     p.remaining = 0
     p.bulk = -1
@@ -251,7 +250,7 @@ cdef int parser_next(Parser* p, const uint8_t* data, size_t size, size_t* consum
     cdef int64_t value = 0
     consumed[0] = 0
     if p.remaining == 0 and p.count:
-        _restart(p)
+        parser_restart(p)
     while True:
         if start == size:
             return Parsed.PARSE_MORE

@@ -1,0 +1,337 @@
+"""Consistency levels in the tick: what is asked first, what waits for acknowledgement, what is told on failure."""
+
+from __future__ import annotations
+
+import random
+import select
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import everwrite
+from everwrite.freshness import question
+from everwrite.memory_files import MemoryFiles
+from everwrite.server.consistency import Level
+from everwrite.server.frontend import TICK_MORE
+from tests.serving import Peer, Serving, request, ticking
+from tests.support import eventually
+
+HELD = (1 << 64) - 1
+
+
+class Region:
+    """Three replicas of which only this one is real: the test answers and acknowledges for the others."""
+
+    def __init__(self, host: Serving, *, timeout_seconds: float = 3600.0) -> None:
+        self.host = host
+        self.asked: list[tuple[int, int, bytes]] = []
+        host.frontend.set_levels(
+            lambda number, answers, question: self.asked.append((number, answers, question)),
+            consistency=Level.LOCAL_QUORUM,
+            timeout_seconds=timeout_seconds,
+        )
+        self.acknowledge(0)
+
+    def acknowledge(self, quorum: int, everyone: int = 0, *, alive: int = 3, recovering: bool = False) -> None:
+        self.host.frontend.set_region(3, alive, quorum, everyone, recovering=recovering)
+
+    def answer(self, received: int = 2) -> None:
+        """Answer the oldest question."""
+        number, _, _ = self.asked.pop(0)
+        self.host.frontend.answered(number, received)
+
+    def tick(self, until: Callable[[], object] = lambda: True) -> None:
+        def settled() -> bool:
+            state = self.host.frontend.tick()
+            readable, _, _ = select.select([self.host.frontend.fileno()], [], [], 0)
+            return not state & TICK_MORE and not readable and bool(until())
+
+        eventually(settled)
+
+    def count(self, name: str) -> int:
+        return int(self.host.frontend.statistics()[name])
+
+
+@pytest.fixture
+def region(tmp_path: Path) -> Iterator[Region]:
+    with ticking(tmp_path) as host:
+        yield Region(host)
+
+
+def silent(peer: Peer) -> bool:
+    return not select.select([peer.sock], [], [], 0)[0]
+
+
+def test_a_read_runs_once_the_replicas_have_answered(region: Region) -> None:
+    with region.host.connect() as peer:
+        peer.send(request("GET", "k"))
+        region.tick(lambda: region.asked)
+        assert region.asked[0][1:] == (1, question(region.host.store, [b"k"]))
+        assert silent(peer)
+        region.host.store.put(b"k", b"of another replica")
+        region.answer()
+        region.tick()
+        assert peer.reply() == b"$18\r\nof another replica\r\n"
+        assert region.count("clients_asking") == 0
+
+
+def test_a_write_is_answered_once_a_quorum_holds_it(region: Region) -> None:
+    with region.host.connect() as peer, region.host.connect() as reader:
+        peer.send(request("SET", "k", "v"))
+        region.tick(lambda: region.asked)
+        assert b"k" not in region.host.store
+        region.answer()
+        region.tick(lambda: region.count("clients_held"))
+        written = region.host.store.last_timestamp
+        assert silent(peer)
+        # Others aren't held up by it.
+        reader.send(request("EW.CONSISTENCY", "ONE") + request("GET", "k"))
+        region.tick(lambda: region.count("keyspace_hits"))
+        assert [reader.reply(), reader.reply()] == [b"+OK\r\n", b"$1\r\nv\r\n"]
+        region.acknowledge(written - 1, 0)
+        assert silent(peer)
+        region.acknowledge(written, 0)
+        assert peer.reply() == b"+OK\r\n"
+        assert region.count("clients_held") == 0
+
+
+def test_a_pipeline_is_asked_for_at_once_and_keeps_its_order(region: Region) -> None:
+    with region.host.connect() as peer:
+        peer.send(
+            request("SET", "a", 1) + request("GET", "a") + request("MGET", "a", "b") + request("INCR", "n")
+            + request("PING") + request("GET", "n")
+        )  # fmt: skip
+        region.tick(lambda: region.asked)
+        assert region.asked[0][2] == question(region.host.store, [b"a", b"a", b"a", b"b", b"n"])
+        region.answer()
+        region.tick(lambda: region.count("clients_held"))
+        assert silent(peer)
+        region.acknowledge(region.host.store.last_timestamp)
+        region.tick(lambda: region.asked)
+        expected = [b"+OK\r\n", b"$1\r\n1\r\n", b"*2\r\n$1\r\n1\r\n$-1\r\n", b":1\r\n", b"+PONG\r\n"]
+        assert [peer.reply() for _ in expected] == expected
+        region.answer()
+        region.tick(lambda: region.count("commands_processed") == 6)
+        assert peer.reply() == b"$1\r\n1\r\n"
+
+
+def test_one_question_for_all_connections_of_a_tick(region: Region) -> None:
+    peers = [region.host.connect() for _ in range(20)]
+    region.tick(lambda: region.host.frontend.connected_clients == 20)
+    for number, peer in enumerate(peers):
+        peer.send(request("GET", f"key {number}"))
+    region.tick(lambda: region.count("clients_asking") == 20)
+    assert len(region.asked) < 20
+    while region.asked:
+        region.answer()
+    region.tick(lambda: region.count("commands_processed") == 20)
+    assert {peer.reply() for peer in peers} == {b"$-1\r\n"}
+    for peer in peers:
+        peer.sock.close()
+
+
+def test_the_level_of_a_connection(region: Region) -> None:
+    with region.host.connect() as peer:
+
+        def say(*args: str) -> bytes:
+            before = region.count("commands_processed")
+            peer.send(request(*args))
+            region.tick(lambda: region.count("commands_processed") > before)
+            return peer.reply()
+
+        assert say("EW.CONSISTENCY") == b"$12\r\nLOCAL_QUORUM\r\n"
+        assert say("EW.CONSISTENCY", "one") == b"+OK\r\n"
+        assert say("EW.CONSISTENCY") == b"$3\r\nONE\r\n"
+        assert say("SET", "k", "v") == b"+OK\r\n"
+        assert not region.asked
+        assert say("EW.CONSISTENCY", "most") == (
+            b"-ERR unknown consistency level 'most': the levels are ONE, LOCAL_QUORUM, ALL\r\n"
+        )
+        assert say("EW.CONSISTENCY", "ALL") == b"+OK\r\n"
+        peer.send(request("SET", "k", "w"))
+        region.tick(lambda: region.asked)
+        assert region.asked[0][1] == 2
+        region.answer(3)
+        region.tick(lambda: region.count("clients_held"))
+        region.acknowledge(HELD, 0)
+        assert silent(peer)
+        region.acknowledge(HELD, HELD)
+        assert peer.reply() == b"+OK\r\n"
+        assert say("RESET") == b"+RESET\r\n"
+        assert say("EW.CONSISTENCY") == b"$12\r\nLOCAL_QUORUM\r\n"
+        assert say("EW.DEADLINE", "0").startswith(b"-ERR deadline out of range")
+
+
+def test_without_enough_replicas_nothing_is_done(region: Region) -> None:
+    with region.host.connect() as peer:
+        region.acknowledge(0, alive=1)
+        peer.send(request("SET", "k", "v") + request("GET", "k") + request("PING"))
+        region.tick(lambda: region.count("commands_processed") == 3)
+        for _ in range(2):
+            reply = peer.reply()
+            assert reply.startswith(b"-UNAVAILABLE ")
+            assert reply.endswith(b"(required 2, alive 1)\r\n")
+        assert peer.reply() == b"+PONG\r\n"
+        assert b"k" not in region.host.store
+        region.acknowledge(0, recovering=True)
+        peer.send(request("GET", "k"))
+        region.tick(lambda: region.count("commands_processed") == 4)
+        assert peer.reply().startswith(b"-LOADING ")
+        assert not region.asked
+
+
+def test_unanswered_questions_are_refused_and_change_nothing(region: Region) -> None:
+    with region.host.connect() as peer:
+        peer.send(request("SET", "k", "v") + request("GET", "k") + request("PING") + request("GET", "other"))
+        region.tick(lambda: region.asked)
+        region.answer(1)
+        region.tick(lambda: region.asked)
+        for _ in range(2):
+            reply = peer.reply()
+            assert reply.startswith(b"-READTIMEOUT ")
+            assert reply.endswith(b"(received 1, required 2)\r\n")
+        assert peer.reply() == b"+PONG\r\n"
+        assert b"k" not in region.host.store
+        region.answer()
+        region.tick(lambda: region.count("keyspace_misses"))
+        assert peer.reply() == b"$-1\r\n"
+
+
+def test_a_deadline_bounds_the_next_command_alone(region: Region) -> None:
+    with region.host.connect() as peer, region.host.connect() as other:
+        peer.send(request("EW.DEADLINE", 1) + request("GET", "k") + request("GET", "k"))
+        other.send(request("GET", "k"))
+        region.tick(lambda: region.count("clients_asking") == 2)
+
+        def expired() -> bool:
+            region.host.frontend.expire()
+            return region.count("clients_asking") == 1
+
+        eventually(expired)
+        region.tick(lambda: region.count("read_timeouts") == 2)
+        assert [peer.reply(), peer.reply()][0] == b"+OK\r\n"
+        region.host.frontend.expire()
+        assert region.count("clients_asking") == 1
+        while region.asked:
+            region.answer()
+        region.tick(lambda: region.count("keyspace_misses") == 1)
+        assert other.reply() == b"$-1\r\n"
+
+
+def test_writes_that_are_not_acknowledged_have_an_unknown_outcome(region: Region) -> None:
+    with region.host.connect() as peer:
+        value = "x" * 3000
+        peer.send(
+            request("EW.DEADLINE", 1) + request("SET", "a", value) + request("GET", "a") + request("DEL", "none")
+            + request("INCR", "n")
+        )  # fmt: skip
+        region.tick(lambda: region.asked)
+        region.answer()
+        region.tick(lambda: region.count("clients_held"))
+
+        def expired() -> bool:
+            region.host.frontend.expire()
+            return region.count("clients_held") == 0
+
+        eventually(expired)
+        region.tick()
+        assert peer.reply() == b"+OK\r\n"
+        replies = [peer.reply() for _ in range(4)]
+        for reply in (replies[0], replies[3]):
+            assert reply.startswith(b"-WRITETIMEOUT ")
+            assert reply.endswith(b"(received 1, required 2)\r\n")
+        assert replies[1:3] == [b"$3000\r\n%s\r\n" % value.encode(), b":0\r\n"]
+        assert region.count("write_timeouts") == 2
+        assert region.host.store[b"a"] == value.encode()
+
+
+@pytest.mark.parametrize("phase", ["asking", "held"])
+def test_clients_that_leave_while_they_wait(region: Region, phase: str) -> None:
+    with region.host.connect() as peer:
+        peer.send(request("SET", "k", "v"))
+        region.tick(lambda: region.asked)
+        if phase == "held":
+            region.answer()
+            region.tick(lambda: region.count("clients_held"))
+    region.tick(lambda: region.host.frontend.connected_clients == 0)
+    if phase == "asking":
+        region.answer()
+    region.acknowledge(HELD, HELD)
+    region.tick()
+    assert region.count("clients_asking") == region.count("clients_held") == region.count("buffer_bytes") == 0
+    assert (b"k" in region.host.store) == (phase == "held")
+
+
+def test_draining_waits_for_acknowledgements(region: Region) -> None:
+    with region.host.connect() as peer:
+        peer.send(request("SET", "k", "v"))
+        region.tick(lambda: region.asked)
+        region.answer()
+        region.tick(lambda: region.count("clients_held"))
+        region.host.frontend.drain()
+        region.tick()
+        assert region.host.frontend.connected_clients == 1
+        region.acknowledge(HELD)
+        assert peer.reply() == b"+OK\r\n"
+        region.tick(lambda: region.host.frontend.connected_clients == 0)
+        assert peer.ended()
+
+
+def test_a_failed_commit_is_told_instead_of_held() -> None:
+    files = MemoryFiles()
+    files.mkdir("/data")
+    with everwrite.open("/data", durability="always", files=files) as store:
+        region = Region(Serving(store))
+        with region.host.connect() as peer:
+            peer.send(request("SET", "k", "v"))
+            region.tick(lambda: region.asked)
+            files.fail("sync")
+            region.answer()
+            region.tick(lambda: region.count("commands_failed"))
+            assert peer.reply().startswith(b"-MISCONF ")
+            assert region.count("clients_held") == 0
+        region.host.frontend.close_all()
+
+
+COMMANDS = st.one_of(
+    st.tuples(st.just("SET"), st.sampled_from("abc"), st.integers(0, 9)),
+    st.tuples(st.just("GET"), st.sampled_from("abc")),
+    st.tuples(st.just("INCR"), st.sampled_from("n")),
+    st.tuples(st.just("MGET"), st.just("a"), st.just("c")),
+    st.tuples(st.just("DEL"), st.sampled_from("abc")),
+    st.tuples(st.just("SADD"), st.just("s"), st.integers(0, 3)),
+    st.tuples(st.just("PING")),
+    st.tuples(st.just("EW.CONSISTENCY"), st.sampled_from(("ONE", "LOCAL_QUORUM", "ALL"))),
+    st.tuples(st.just("GET")),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(commands=st.lists(COMMANDS, min_size=1, max_size=30), seed=st.integers(0, 1 << 32))
+def test_replies_are_those_of_a_single_node(
+    tmp_path_factory: pytest.TempPathFactory, commands: list[tuple[str | int, ...]], seed: int
+) -> None:
+    """However the bytes arrive, and whenever answers and acknowledgements come."""
+    choice = random.Random(seed)
+    data = b"".join(request(*command) for command in commands)
+    replies = []
+    for alone in (True, False):
+        with ticking(tmp_path_factory.mktemp("store")) as host, host.connect() as peer:
+            region = Region(host)
+            if alone:
+                host.frontend.set_region(1, 1, HELD, HELD)
+            left = data
+            while region.count("commands_processed") < len(commands) or host.frontend.waiting:
+                size = choice.randrange(1, len(left) + 1) if left else 0
+                peer.send(left[:size])
+                left = left[size:]
+                region.host.frontend.tick()
+                if region.asked and choice.random() < 0.5:
+                    region.answer(3)
+                elif not alone and choice.random() < 0.5:
+                    region.acknowledge(host.store.last_timestamp, host.store.last_timestamp)
+            replies.append([peer.reply() for _ in commands])
+    assert replies[0] == replies[1]
