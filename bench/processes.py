@@ -18,10 +18,21 @@ from pathlib import Path
 # The runners are scripts in this folder; what starts everwrite's processes is shared with the tests.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.cluster.processes import HOST, running_lab, running_node
+from tests.cluster.processes import HOST, running_lab, running_node, running_region
 from tests.support import eventually, free_port
 
-__all__ = ["HOST", "Server", "cpu_seconds", "environment", "everwrite", "program", "redis_server", "running_lab"]
+__all__ = [
+    "HOST",
+    "Server",
+    "cpu_seconds",
+    "environment",
+    "everwrite",
+    "program",
+    "redis_server",
+    "running_lab",
+    "running_node",
+    "running_region",
+]
 
 
 @dataclass(frozen=True)
