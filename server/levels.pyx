@@ -243,7 +243,8 @@ cdef class LeveledConnections(Connections):
                 kept += 1
                 continue
             c.held = False
-            c.deadline_ns = 0
+            if not c.asking:
+                c.deadline_ns = 0
             c.spans.size = 0
             if c.state != ConnectionState.CONNECTION_DEAD:
                 self.flush(c)
@@ -260,7 +261,8 @@ cdef class LeveledConnections(Connections):
         cdef size_t i, at = 0, count = c.spans.size // (2 * sizeof(size_t))
         cdef int failed = 0
         c.held = False
-        c.deadline_ns = 0
+        if not c.asking:
+            c.deadline_ns = 0
         if c.state == ConnectionState.CONNECTION_DEAD:
             c.spans.size = 0
             return

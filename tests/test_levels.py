@@ -329,6 +329,7 @@ def test_replies_are_those_of_a_single_node(
                 peer.send(left[:size])
                 left = left[size:]
                 region.host.frontend.tick()
+                region.host.frontend.expire()
                 if region.asked and choice.random() < 0.5:
                     region.answer(3)
                 elif not alone and choice.random() < 0.5:
