@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -23,8 +23,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from everwrite.errors import ClosedError, EverwriteError, ReadOnlyError, StorageError, TooLargeError, WrongTypeError
+from everwrite.errors import (
+    ClosedError,
+    EverwriteError,
+    ReadOnlyError,
+    ReadTimeout,
+    StorageError,
+    TooLargeError,
+    Unavailable,
+    WriteTimeout,
+    WrongTypeError,
+)
 from everwrite.server import metrics
+from everwrite.server.consistency import Level
 from everwrite.server.http_adapter import error_json
 
 __all__ = ["KEY_BYTES_MAX", "TTL_SECONDS_MAX", "VALUE_BYTES_MAX", "HttpNode", "HttpStore", "make_app"]
@@ -48,6 +59,15 @@ class HttpStore(metrics.MeasuredStore, Protocol):
     def delete(self, key: bytes) -> bool: ...
     def kind(self, key: bytes) -> str: ...
     def why(self, key: bytes) -> dict[str, Any]: ...
+    @property
+    def last_timestamp(self) -> int: ...
+
+
+class HttpCoordination(Protocol):
+    """The part of `coordination.Coordination` that HTTP uses; `level` None: the configured one."""
+
+    async def before(self, keys: Sequence[bytes], level: Level | None = None) -> None: ...
+    async def after(self, timestamp: int, level: Level | None = None) -> None: ...
 
 
 class HttpNode(metrics.MeasuredNode, Protocol):
@@ -55,6 +75,8 @@ class HttpNode(metrics.MeasuredNode, Protocol):
 
     @property
     def store(self) -> HttpStore: ...
+    @property
+    def coordination(self) -> HttpCoordination: ...
     def ready_reasons(self) -> list[str]:
         """Why the node can't serve now; empty when it can."""
         ...
@@ -139,7 +161,8 @@ class _Routes:
         return await methods[request.method](request, _key(request))
 
     async def _get(self, request: Request, key: bytes) -> Response:
-        _parameters(request, known=())
+        level = _level(_parameters(request, known=("consistency",)))
+        await self.node.coordination.before([key], level)
         try:
             value = self.store[key]
         except KeyError:
@@ -151,17 +174,28 @@ class _Routes:
         return Response(value, media_type="application/octet-stream")
 
     async def _put(self, request: Request, key: bytes) -> Response:
-        ttl = _parameters(request, known=("ttl",)).get("ttl")
+        parameters = _parameters(request, known=("consistency", "ttl"))
+        level = _level(parameters)
+        ttl = parameters.get("ttl")
         seconds = None if ttl is None else _ttl_seconds(ttl)
+        # Ahead of the body: a value that can't be stored isn't taken in first.
+        await self.node.coordination.before([key], level)
         self.store.put(key, await self._body(request), ttl=seconds)
-        self.node.notify_write()
+        await self._written(level)
         return Response(status_code=204)
 
     async def _delete(self, request: Request, key: bytes) -> Response:
-        _parameters(request, known=())
+        level = _level(_parameters(request, known=("consistency",)))
+        await self.node.coordination.before([key], level)
         if self.store.delete(key):
-            self.node.notify_write()
+            await self._written(level)
         return Response(status_code=204)
+
+    async def _written(self, level: Level | None) -> None:
+        """After a write: let it leave, and wait for the replicas that the level asks for."""
+        timestamp = self.store.last_timestamp
+        self.node.notify_write()
+        await self.node.coordination.after(timestamp, level)
 
     async def _body(self, request: Request) -> bytes:
         pieces: list[bytes] = []
@@ -204,6 +238,15 @@ def _parameters(request: Request, known: tuple[str, ...]) -> dict[str, str]:
             raise HTTPException(400, f"the query parameter {name!r} is given twice")
         parameters[name] = value
     return parameters
+
+
+def _level(parameters: Mapping[str, str]) -> Level | None:
+    if "consistency" not in parameters:
+        return None
+    try:
+        return Level.parse(parameters["consistency"])
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
 
 
 def _ttl_seconds(text: str) -> int:
@@ -288,6 +331,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _store_error(_request: Request, error: Exception) -> Response:
     if isinstance(error, TooLargeError):
         return _error(413, "value_too_large", str(error))
+    details: dict[str, Any]
+    if isinstance(error, Unavailable):
+        details = {"outcome": "not applied", "required": error.required, "alive": error.alive}
+        return _error(503, "too_few_replicas", str(error), {"retry-after": "1"}, **details)
+    if isinstance(error, ReadTimeout):
+        details = {"outcome": "not applied", "received": error.received, "required": error.required}
+        return _error(504, "read_timeout", str(error), **details)
+    if isinstance(error, WriteTimeout):
+        details = {"outcome": "unknown", "received": error.received, "required": error.required}
+        return _error(504, "write_timeout", str(error), **details)
     if isinstance(error, ReadOnlyError):
         # Not 503: it says that another node should be asked, for reads, too.
         return _error(507, "disk_full", str(error))

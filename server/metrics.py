@@ -18,6 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from everwrite.server.consistency import Level
 from everwrite.server.http_adapter import HttpStatistics
 from everwrite.server.version import software_version
 
@@ -151,6 +152,15 @@ FRONTEND: Final[Mapping[str, Family]] = {
     "keyspace_hits": _counter("keyspace_hits", "Reads by Redis clients that found their key."),
     "keyspace_misses": _counter("keyspace_misses", "Reads by Redis clients that found no key."),
     "commits": _counter("redis_commits", "Groups of writes of Redis clients that were committed together."),
+    "clients_asking": _gauge("redis_clients_asking", "Redis clients whose commands wait for answers of replicas."),
+    "clients_held": _gauge("redis_clients_held", "Redis clients whose writes wait for replicas to acknowledge them."),
+    "commands_asked": _counter("redis_commands_asked", "Redis commands whose keys replicas were asked for first."),
+    "replies_held": _counter("redis_replies_held", "Times that replies waited for replicas to acknowledge writes."),
+    "unavailable": _counter("redis_unavailable", "Redis commands refused because too few replicas were alive."),
+    "read_timeouts": _counter("redis_read_timeouts", "Redis commands refused because too few replicas answered."),
+    "write_timeouts": _counter(
+        "redis_write_timeouts", "Writes of Redis clients that too few replicas acknowledged in time."
+    ),
 }
 
 # What the HTTP server's statistics call a figure.
@@ -167,7 +177,19 @@ REPLICATION: Final[Mapping[str, Family]] = {
     "handshakes_refused": _counter("replication_handshakes_refused", "Connections on the peer port over its limit."),
     "outbox_bytes": _gauge("replication_outbox_bytes", "Bytes that wait to be written to peers."),
     "waits": _gauge("replication_waits", "Clients that wait for regions to acknowledge."),
+    "region_replicas": _gauge("region_replicas", "Nodes of this region, this one among them."),
+    "region_alive": _gauge("region_replicas_alive", "Those that can take part in a quorum now."),
+    "recovering": _gauge("region_recovering", "1 while this node may lack what it has once acknowledged, else 0."),
+    "asks": _counter("region_asks", "Questions to replicas, each for the keys of many requests."),
+    "asks_failed": _counter("region_asks_failed", "Questions that too few replicas answered in time."),
+    "asks_under_way": _gauge("region_asks_under_way", "Questions that wait for answers."),
+    "asks_speculative": _counter("region_asks_speculative", "Questions sent to one more replica, as one was slow."),
+    "answers": _counter("region_answers", "Answers to this node's questions."),
+    "answers_given": _counter("region_answers_given", "Questions of other nodes that this one answered."),
+    "answers_behind": _counter("region_answers_behind", "Answers of replicas that lacked what this node had for long."),
+    "repairs": _counter("region_repairs", "Keys of which an answer brought what this node lacked."),
 }
+REQUIRED = _gauge("region_replicas_required", "How many of the region's nodes a level needs.", "level")
 
 # What a peer in `Node.status()` calls a figure.
 PEER: Final[Mapping[str, Family]] = {
@@ -214,6 +236,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     *STORE.values(),
     CONFLICTS,
     *REPLICATION.values(),
+    REQUIRED,
     *PEER.values(),
     PEER_ERRORS,
 )
@@ -239,6 +262,7 @@ class _NodeCollector(Collector):
         yield from _http(self.node.http.statistics())
         yield from _store(self.node.store.statistics())
         yield from _plain(REPLICATION, status["replication"])
+        yield from _region(status["replication"])
         yield from _peers(status["peers"])
 
 
@@ -281,6 +305,12 @@ def _store(figures: Mapping[str, int]) -> Iterator[Metric]:
     yield from _plain(STORE, figures)
     conflicts = [(name, count) for name, count in figures.items() if name.startswith(_CONFLICT_PREFIX)]
     yield from _labelled(CONFLICTS, (((name.removeprefix(_CONFLICT_PREFIX),), count) for name, count in conflicts))
+
+
+def _region(figures: Mapping[str, int]) -> Iterator[Metric]:
+    if "region_replicas" in figures:
+        replicas = figures["region_replicas"]
+        yield from _labelled(REQUIRED, (((level.name,), level.required(replicas)) for level in Level))
 
 
 def _peers(peers: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:

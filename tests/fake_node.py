@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from everwrite.errors import StorageError, WrongTypeError
+from everwrite.server.consistency import Level
 from everwrite.server.http_adapter import HttpStatistics
 
 
@@ -16,6 +17,7 @@ class FakeStore:
         self.values: dict[bytes, bytes] = {}
         self.ttls: dict[bytes, float | None] = {}
         self.failure: Exception | None = None
+        self.last_timestamp = 0
 
     def __getitem__(self, key: bytes) -> bytes:
         self._check(key)
@@ -23,6 +25,7 @@ class FakeStore:
 
     def delete(self, key: bytes) -> bool:
         self._check(b"")
+        self.last_timestamp += key in self.values
         return self.values.pop(key, None) is not None
 
     def kind(self, key: bytes) -> str:
@@ -38,6 +41,7 @@ class FakeStore:
         self._check(b"")
         self.values[key] = value
         self.ttls[key] = ttl
+        self.last_timestamp += 1
 
     def why(self, key: bytes) -> dict[str, Any]:
         origin, timestamp = 0xABCDEF0123450001, (1_700_000_000_000 << 16) | 5
@@ -74,6 +78,26 @@ class FakeStore:
         }
 
 
+class FakeCoordination:
+    """Notes what replicas are waited for, with what the store holds then; raises what it is told to."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self.store = store
+        self.events: list[tuple[object, ...]] = []
+        self.before_raises: Exception | None = None
+        self.after_raises: Exception | None = None
+
+    async def before(self, keys: Sequence[bytes], level: Level | None = None) -> None:
+        self.events.append(("before", list(keys), level, dict(self.store.values)))
+        if self.before_raises is not None:
+            raise self.before_raises
+
+    async def after(self, timestamp: int, level: Level | None = None) -> None:
+        self.events.append(("after", timestamp, level, dict(self.store.values)))
+        if self.after_raises is not None:
+            raise self.after_raises
+
+
 class FakeFrontend:
     """Figures of a frontend that has served a few commands."""
 
@@ -86,6 +110,9 @@ class FakeFrontend:
             "bytes_sent": 200,
             "keyspace_hits": 6,
             "commands": {"get": 8, "set": 2},
+            "commands_asked": 9,
+            "clients_held": 2,
+            "write_timeouts": 1,
         }
 
     def latency(self) -> tuple[Sequence[float], Mapping[str, Sequence[int]]]:
@@ -130,6 +157,7 @@ class FakeNode:
 
     def __init__(self) -> None:
         self.store = FakeStore()
+        self.coordination = FakeCoordination(self.store)
         self.frontend = FakeFrontend()
         self.http = FakeHttp()
         self.reasons: list[str] = []
@@ -152,7 +180,17 @@ class FakeNode:
             "state": "ready",
             "uptime_seconds": 1.5,
             "peers": self.peers,
-            "replication": {"tls_failures": 6, "handshakes_refused": 0, "outbox_bytes": 10, "waits": 0},
+            "replication": {
+                "tls_failures": 6,
+                "handshakes_refused": 0,
+                "outbox_bytes": 10,
+                "waits": 0,
+                "region_replicas": 5,
+                "region_alive": 4,
+                "recovering": 0,
+                "asks": 12,
+                "repairs": 3,
+            },
         }
 
 

@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import everwrite
+from everwrite import ReadTimeout, Unavailable, WriteTimeout
 from everwrite.memory_files import MemoryFiles
+from everwrite.server.consistency import Level
 from everwrite.server.http_app import BODIES_BYTES_MAX, KEY_BYTES_MAX, TTL_SECONDS_MAX, VALUE_BYTES_MAX, make_app
 from everwrite.watched_files import WatchedFiles
 from tests.fake_node import DISK_ERROR, FakeNode
@@ -124,6 +126,78 @@ def test_a_wrong_ttl_writes_nothing(query: str) -> None:
     assert "ttl" in message
     assert node.store.values == {}
     assert node.written == 0
+
+
+@pytest.mark.parametrize(("query", "level"), [("", None), *((f"?consistency={level.name}", level) for level in Level)])
+def test_replicas_are_asked_before_and_waited_for_after(query: str, level: Level | None) -> None:
+    node = FakeNode()
+    target = f"/v1/keys/a{query}"
+    assert call(node, "PUT", target, b"v") == (204, None)
+    assert raw(node, "GET", target)[2] == b"v"
+    assert call(node, "DELETE", target) == (204, None)
+    assert call(node, "DELETE", target) == (204, None)
+    held = {b"a": b"v"}
+    assert node.coordination.events == [
+        ("before", [b"a"], level, {}),
+        ("after", 1, level, held),
+        ("before", [b"a"], level, held),
+        ("before", [b"a"], level, held),
+        ("after", 2, level, {}),
+        ("before", [b"a"], level, {}),
+    ]
+    assert node.written == 2
+
+
+def test_a_level_is_named_in_any_case_and_combines_with_a_ttl() -> None:
+    node = FakeNode()
+    assert call(node, "PUT", "/v1/keys/a?ttl=5&consistency=local_quorum", b"v") == (204, None)
+    assert node.store.ttls == {b"a": 5}
+    assert node.coordination.events[0][2] is Level.LOCAL_QUORUM
+
+
+@pytest.mark.parametrize("query", ["consistency=TWO", "consistency=", "consistency=ONE&consistency=ONE", "level=ONE"])
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+def test_a_wrong_level_does_nothing(method: str, query: str) -> None:
+    node = FakeNode()
+    node.store.values[b"a"] = b"old"
+    assert error(node, method, f"/v1/keys/a?{query}", b"v" if method == "PUT" else None)[:2] == (400, "bad_request")
+    assert node.store.values == {b"a": b"old"}
+    assert node.coordination.events == []
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE"])
+@pytest.mark.parametrize(
+    ("raised", "wanted"),
+    [
+        (Unavailable("too few", required=2, alive=1), (503, "too_few_replicas", {"required": 2, "alive": 1})),
+        (ReadTimeout("no answer", received=1, required=2), (504, "read_timeout", {"received": 1, "required": 2})),
+    ],
+)
+def test_what_the_replicas_refuse_is_not_applied(
+    method: str, raised: Exception, wanted: tuple[int, str, dict[str, int]]
+) -> None:
+    node = FakeNode()
+    node.store.values[b"a"] = b"old"
+    node.coordination.before_raises = raised
+    status, answer = call(node, method, "/v1/keys/a", b"v" if method == "PUT" else None)
+    code = answer["error"].pop("code")
+    assert answer["error"].pop("message") == str(raised)
+    assert (status, code, answer["error"]) == (wanted[0], wanted[1], {"outcome": "not applied", **wanted[2]})
+    assert node.store.values == {b"a": b"old"}
+    assert node.written == 0
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_a_write_that_is_not_acknowledged_in_time_has_an_unknown_outcome(method: str) -> None:
+    node = FakeNode()
+    node.store.values[b"a"] = b"old"
+    node.coordination.after_raises = WriteTimeout("not acknowledged", received=1, required=2)
+    status, answer = call(node, method, "/v1/keys/a", b"v" if method == "PUT" else None)
+    details = {"outcome": "unknown", "received": 1, "required": 2}
+    assert (status, answer["error"]) == (504, {"code": "write_timeout", "message": "not acknowledged", **details})
+    # It is written here, and leaves.
+    assert node.written == 1
+    assert raw(node, "GET", "/v1/keys/a")[0] == (200 if method == "PUT" else 404)
 
 
 @pytest.mark.parametrize("name", ["%", "%1", "a%zz", "%2"])

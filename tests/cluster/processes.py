@@ -242,13 +242,17 @@ class Region:
         """Start all nodes and wait until each has both connections with every other."""
         for node in self.nodes:
             node.start()
+        self.wait_connected()
+        return self
+
+    def wait_connected(self) -> None:
+        """Wait until each node has both connections with every other."""
 
         def connected() -> bool:
             statuses = [json.loads(http_get(node.http_port, "/v1/status")[1]) for node in self.nodes]
             return all(peer["connected"] for status in statuses for peer in status["peers"])
 
         eventually(connected, seconds=READY_SECONDS, what="all nodes are connected")
-        return self
 
     def end(self) -> None:
         """End all its processes."""
