@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import random
+import shutil
+import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +18,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.cluster.processes import HOST, READY_SECONDS, Region
+from tests.cluster.processes import HOST, READY_SECONDS, Node, Region, http_get
 from tests.cluster.quorum_history import Event, History, Outcome
 from tests.support import eventually
 
@@ -31,6 +33,7 @@ MANY = 4
 CLAIM_EVERY = 40
 PIPELINE = 5
 UNKNOWN_PAUSE_SECONDS = 0.005
+REFUSED_PAUSE_SECONDS = 0.01
 
 
 class NotApplied(Exception):
@@ -96,7 +99,8 @@ class Client:
             connection.send_packed_command(connection.pack_commands(commands))
             for _ in commands:
                 try:
-                    replies.append(connection.read_response())
+                    # Else redis-py hangs up on LOADING.
+                    replies.append(connection.read_response(disconnect_on_error=False))
                 except (redis.ResponseError, redis.BusyLoadingError) as error:
                     replies.append(error)
         except (redis.RedisError, OSError) as error:
@@ -203,8 +207,7 @@ class _Worker:
             answer = send(node)
         except NotApplied:
             outcome = Outcome.NOT_APPLIED
-            # The node is down: don't spin.
-            self.load.stopping.wait(0.01)
+            self.pause()
         except Unknown:
             outcome = Outcome.UNKNOWN
         end = time.monotonic_ns()
@@ -214,6 +217,10 @@ class _Worker:
         shown = outcome.value if answer is None else answer
         return answer, outcome, Event(f"{what} -> {shown}", f"local-{node}", start, end)
 
+    def pause(self) -> None:
+        """A node is down, or refuses: don't ask again at once."""
+        self.load.stopping.wait(REFUSED_PAUSE_SECONDS)
+
     def outcome_of(self, reply: object) -> Outcome:
         """What is known of a write with this reply."""
         if not isinstance(reply, Exception):
@@ -221,6 +228,7 @@ class _Worker:
         word = "LOADING" if isinstance(reply, redis.BusyLoadingError) else str(reply).split(" ", 1)[0]
         self.load.refusals[word] += 1
         if _is_retried(reply):
+            self.pause()
             return Outcome.NOT_APPLIED
         if word == "WRITETIMEOUT":
             return Outcome.UNKNOWN
@@ -325,25 +333,63 @@ class _Worker:
 
 
 class Nemesis:
-    """Kills one node after the other, without warning, and starts it again at once or a little later."""
+    """Does something to the nodes again and again, out of `faults`:
 
-    def __init__(self, region: Region, seed: int = 0) -> None:
+    "kill": one is killed without warning, and started again at once or a little later. "freeze": one stands still and
+    goes on. "kill all": all are killed at the same time. "lose": one is killed, and its data are gone.
+    """
+
+    FAULTS = ("kill", "freeze", "kill all", "lose")
+
+    def __init__(self, region: Region, seed: int = 0, faults: Sequence[str] = ("kill",)) -> None:
         self.region = region
-        self.kills = 0
+        self.done: Counter[str] = Counter()
+        self._faults = list(faults)
         self._rng = random.Random(seed)
 
     def run(self, seconds: float) -> None:
         """Go on for so long; all nodes run and are connected at the end."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
+            fault = self._rng.choice(self._faults)
+            self.done[fault] += 1
             node = self._rng.choice(self.region.nodes)
-            node.background.process.kill()
-            node.background.process.wait()
-            self.kills += 1
-            time.sleep(self._rng.choice((0, 0.2, 1.0)))
-            node.start()
+            match fault:
+                case "freeze":
+                    self._freeze(node)
+                case "kill all":
+                    self._kill(*self.region.nodes)
+                case "lose":
+                    # Two at a time are more than a region of three survives.
+                    eventually(self._recovered, what="no node recovers any more")
+                    self._kill(node, loses=True)
+                case _:
+                    self._kill(node)
             self.region.wait_connected()
             time.sleep(self._rng.choice((0, 0.5, 1.0)))
+
+    def _recovered(self) -> bool:
+        statuses = [json.loads(http_get(node.http_port, "/v1/status")[1]) for node in self.region.nodes]
+        return not any(status["replication"]["recovering"] for status in statuses)
+
+    def _freeze(self, node: Node) -> None:
+        process = node.background.process
+        process.send_signal(signal.SIGSTOP)
+        try:
+            time.sleep(self._rng.choice((0.3, 1.0, 3.0)))
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    def _kill(self, *nodes: Node, loses: bool = False) -> None:
+        for node in nodes:
+            node.background.process.kill()
+        for node in nodes:
+            node.background.process.wait()
+        time.sleep(self._rng.choice((0, 0.2, 1.0)))
+        for node in nodes:
+            if loses:
+                shutil.rmtree(node.folder / "data")
+            node.start()
 
 
 def check_end(region: Region, load: Load) -> list[str]:

@@ -17,11 +17,19 @@ from tests.cluster.quorum_load import Load, Nemesis, check_end
 __all__ = ["run"]
 
 
-def run(folder: Path, seconds: float, *, threads: int = 4, seed: int = 0, options: Sequence[str] = ()) -> Load:
-    """Load a region and kill its nodes for so long; then check the end. Raises AssertionError with what was wrong."""
+def run(
+    folder: Path,
+    seconds: float,
+    *,
+    threads: int = 4,
+    seed: int = 0,
+    faults: Sequence[str] = ("kill",),
+    options: Sequence[str] = (),
+) -> Load:
+    """Load a region and harm its nodes for so long; then check the end. Raises AssertionError with what was wrong."""
     with running_region(folder, 3, *options) as region:
         load = Load(region, threads, seed)
-        nemesis = Nemesis(region, seed)
+        nemesis = Nemesis(region, seed, faults)
         load.start()
         try:
             nemesis.run(seconds)
@@ -29,9 +37,10 @@ def run(folder: Path, seconds: float, *, threads: int = 4, seed: int = 0, option
             load.stop()
         wrong = load.errors + check_end(region, load) + violations(load.history)
         outcomes = {outcome.value: count for outcome, count in load.history.outcomes.items()}
-        print(f"{nemesis.kills} kills, {load.history.count()} requests, writes {outcomes}, {dict(load.refusals)}")
+        done = dict(nemesis.done)
+        print(f"{done}, {load.history.count()} requests, writes {outcomes}, refused {dict(load.refusals)}")
         assert not wrong, f"{len(wrong)} wrong:\n" + "\n".join(wrong[:50])
-        assert nemesis.kills
+        assert nemesis.done
         assert load.history.outcomes[Outcome.ACKNOWLEDGED]
         return load
 
@@ -41,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--threads", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", nargs="+", choices=Nemesis.FAULTS, default=["kill"])
     parser.add_argument("options", nargs="*", help="for `everwrite serve`, after --")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -49,6 +59,7 @@ def main() -> None:
             arguments.seconds,
             threads=arguments.threads,
             seed=arguments.seed,
+            faults=arguments.faults,
             options=arguments.options,
         )
 

@@ -13,9 +13,11 @@ SECONDS = 8.0
 ACKNOWLEDGED, UNKNOWN, NOT_APPLIED = Outcome.ACKNOWLEDGED, Outcome.UNKNOWN, Outcome.NOT_APPLIED
 
 
-@pytest.mark.parametrize("durability", ["always", "os"])
-def test_no_acknowledged_write_is_lost_or_missed_while_nodes_are_killed(tmp_path: Path, durability: str) -> None:
-    run(tmp_path, SECONDS, options=[f"--durability={durability}"])
+@pytest.mark.parametrize(("durability", "faults"), [("always", ["kill"]), ("os", ["kill", "freeze", "kill all"])])
+def test_no_acknowledged_write_is_lost_or_missed_while_nodes_are_killed(
+    tmp_path: Path, durability: str, faults: list[str]
+) -> None:
+    run(tmp_path, SECONDS, faults=faults, options=[f"--durability={durability}"])
 
 
 # ---- the judge itself ----
