@@ -113,6 +113,12 @@ cdef class Connections:
         self.woken()
         return True
 
+    def wake_up(self):
+        """Make `fileno` readable, so that there is a tick."""
+        if not self.closed and write(self.wake_write, b"w", 1) < 0:
+            # The pipe is full: the poller is readable as it is.
+            pass
+
     def close_client(self, uint64_t client_id):
         """Close a connection at once. False when there is none with this id."""
         cdef Connection* c = self.first
@@ -314,9 +320,8 @@ cdef class Connections:
     cdef object woken(self):
         """Outside of a tick, connections may have become ready: let there be one."""
         if not self.ticking:
-            if (self.ready.size or self.draining) and write(self.wake_write, b"w", 1) < 0:
-                # The pipe is full: the poller is readable as it is.
-                pass
+            if self.ready.size or self.draining:
+                self.wake_up()
             self.reap()
 
     cdef object reap(self):

@@ -15,6 +15,7 @@ import trio
 from everwrite.errors import ReadTimeout, Unavailable, WriteTimeout
 from everwrite.server.consistency import Level
 from everwrite.server.effects import RegionChanged
+from everwrite.server.frontend import TICK_MORE, TICK_WROTE
 
 if TYPE_CHECKING:
     from everwrite.database import Database
@@ -36,7 +37,14 @@ class Coordination:
     """See the module. `timeout_seconds`: how long an operation may wait that says nothing else."""
 
     def __init__(
-        self, store: Database, frontend: Frontend, replicas: _Replicas, *, consistency: Level, timeout_seconds: float
+        self,
+        store: Database,
+        frontend: Frontend,
+        replicas: _Replicas,
+        *,
+        consistency: Level,
+        timeout_seconds: float,
+        on_write: Callable[[], object],
     ) -> None:
         self.consistency = consistency
         self.region = RegionChanged(1, 1, TIMESTAMP_MAX, TIMESTAMP_MAX)
@@ -45,6 +53,7 @@ class Coordination:
         self._replicas = replicas
         self._timeout_seconds = timeout_seconds
         self._asks: dict[int, Callable[[int], object]] = {}
+        self._on_write = on_write
         self._changed = trio.Event()
         frontend.set_levels(self._ask_for_tick, consistency=consistency, timeout_seconds=timeout_seconds)
 
@@ -137,6 +146,14 @@ class Coordination:
         return self.region.all_held if level is Level.ALL else self.region.quorum_held
 
     def _ask_for_tick(self, number: int, answers: int, question: bytes) -> None:
-        frontend = self._frontend
         token = self._replicas.ask(question, answers, self._timeout_seconds)
-        self._asks[token] = lambda received: frontend.answered(number, received)
+        self._asks[token] = lambda received: self._go_on(number, received)
+
+    def _go_on(self, number: int, received: int) -> None:
+        """Run what has waited for a question at once: another turn of the loop would cost more than it."""
+        self._frontend.answered(number, received)
+        state = self._frontend.tick()
+        if state & TICK_WROTE:
+            self._on_write()
+        if state & TICK_MORE:
+            self._frontend.wake_up()

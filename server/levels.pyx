@@ -62,7 +62,10 @@ cdef class LeveledConnections(Connections):
         self.woken()
 
     def answered(self, uint64_t number, int received):
-        """The question `number` is over: so many replicas, this node among them, have answered for its keys."""
+        """The question `number` is over: so many replicas, this node among them, have answered for its keys.
+
+        The next `tick` goes on with the commands that waited: call it soon, nothing else makes `fileno` readable.
+        """
         cdef size_t i, kept = 0
         cdef Connection* c
         for i in range(self.asking.size):
@@ -77,7 +80,7 @@ cdef class LeveledConnections(Connections):
                 c.answers_received = received
             self._resume(c)
         self.asking.size = kept
-        self.woken()
+        self.reap()
 
     def expire(self):
         """Give up what has waited for too long; to be called every few hundredths of a second."""

@@ -122,6 +122,7 @@ class Node:
             self.transport,
             consistency=Level.parse(config.consistency),
             timeout_seconds=config.request_timeout_ms / 1000,
+            on_write=self.transport.local_write,
         )
         self.http = HttpServer(make_app(self), Limits(drain_seconds=DRAIN_HTTP_SECONDS))
         self._started_at = trio.current_time()
