@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.processes import running_region
 from tests.cluster.quorum_history import Event, History, Outcome, violations
+from tests.cluster.quorum_load import Client
 from tests.cluster.quorum_soak import run
+from tests.support import eventually
 
 SECONDS = 8.0
 ACKNOWLEDGED, UNKNOWN, NOT_APPLIED = Outcome.ACKNOWLEDGED, Outcome.UNKNOWN, Outcome.NOT_APPLIED
@@ -18,6 +22,30 @@ def test_no_acknowledged_write_is_lost_or_missed_while_nodes_are_killed(
     tmp_path: Path, durability: str, faults: list[str]
 ) -> None:
     run(tmp_path, SECONDS, faults=faults, options=[f"--durability={durability}"])
+
+
+def test_http_names_the_level_of_a_request_and_what_became_of_it(tmp_path: Path) -> None:
+    with running_region(tmp_path) as region:
+        _, other, third = region.nodes
+        client = Client(region)
+        assert client.http(0, "PUT", "/v1/keys/k?consistency=ALL", "everywhere") == (204, b"")
+        assert client.http(1, "GET", "/v1/keys/k?consistency=ONE") == (200, b"everywhere")
+        third.end()
+
+        def refused(node: int, method: str, level: str) -> tuple[int, dict[str, object]]:
+            status, body = client.http(node, method, f"/v1/keys/k?consistency={level}")
+            return status, json.loads(body)["error"] if status >= 500 else {}
+
+        wanted = {"code": "too_few_replicas", "outcome": "not applied", "required": 3, "alive": 2}
+        status, error = eventually(lambda: refused(0, "DELETE", "ALL"))
+        assert (status, {name: error[name] for name in wanted}) == (503, wanted)
+        eventually(lambda: client.http(0, "PUT", "/v1/keys/k", "two of three")[0] == 204)
+        assert client.http(1, "GET", "/v1/keys/k?consistency=LOCAL_QUORUM") == (200, b"two of three")
+        other.end()
+        eventually(lambda: refused(0, "GET", "LOCAL_QUORUM")[0] == 503)
+        assert client.http(0, "DELETE", "/v1/keys/k?consistency=ONE") == (204, b"")
+        assert client.http(0, "GET", "/v1/keys/k?consistency=ONE")[0] == 404
+        client.close()
 
 
 # ---- the judge itself ----
