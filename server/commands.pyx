@@ -39,6 +39,7 @@ from everwrite.server.key_commands cimport (
     run_ttl,
     run_type,
 )
+from everwrite.server.once_commands cimport run_once
 from everwrite.server.replies cimport reply_sent, reply_wrong_arity
 from everwrite.server.resp cimport ReplyFailure, reply_error, reply_raw
 from everwrite.server.string_commands cimport (
@@ -264,6 +265,8 @@ cdef list _define_writes():
         _define("hmset", -4, w, ONE, run_hmset, plain, "hash", "2.0.0", "Set fields of a hash (use HSET)"),
         _define("hdel", -3, w, ONE, run_hdel, "write fast", "hash", "2.0.0", "Delete fields of a hash"),
         _define("hincrby", 4, w, ONE, run_hincrby, plain, "hash", "2.0.0", "Add to a counter in a hash"),
+        _define("ew.once", -4, w, (3, 3, 1), run_once, "write denyoom", "everwrite", "0.1.0",
+                "Run a write with an id: EW.ONCE id command key ...; the same id again gets the same answer"),
     ]
 
 

@@ -1,6 +1,6 @@
 """Commands on keys of any type, and the few on the connection that need no Python."""
 
-from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp
 
@@ -9,6 +9,7 @@ from everwrite.decimals cimport parse_integer, write_decimal
 from everwrite.server.commands cimport Call, note_lookup
 from everwrite.server.cursors cimport cursors_add, cursors_find
 from everwrite.server.glob cimport glob_literal_prefix, glob_match
+from everwrite.server.once_commands cimport MARK_BYTES, is_record, record_end
 from everwrite.server.replies cimport (
     is_word,
     reply_count,
@@ -315,6 +316,13 @@ cdef int _scan_visit(
         status = store.keys_next(it, &key, &kind)
         if status <= 0 or (prefix.size and (key.size < prefix.size or memcmp(key.data, prefix.data, prefix.size) != 0)):
             break
+        if is_record(key):
+            # However many there are: they lie side by side.
+            store.keys_close(it)
+            it = store.keys_open(slice_of(<const uint8_t*>record_end(), MARK_BYTES))
+            if it == NULL:
+                return Status.ERR_MEMORY
+            continue
         visited += 1
         if _scan_wants(request, key, kind, &steps):
             reply_bulk(&keys, key)

@@ -72,11 +72,16 @@ cdef class LeveledConnections(Connections):
             and self.level_of(c) != LEVEL_ONE
         )
 
+    cdef inline bint acknowledged(self, const Connection* c, uint64_t timestamp) noexcept nogil:
+        """Whether this node's writes up to there are held as widely as the connection's level wants."""
+        return timestamp <= (self.all_held if self.level_of(c) == LEVEL_ALL else self.quorum_held)
+
     # Let the replicas be asked for the keys of the commands from the start of `data` on; the store is locked.
     # False: the first one is refused, which was replied.
     cdef bint ask(self, Connection* c, const uint8_t* data, size_t size) noexcept nogil
     # Refuse a command that the replicas have not answered for.
     cdef void refuse(self, Connection* c) noexcept nogil
+    cdef int _ask_for_record(self, Buffer* question) noexcept nogil
     # Note the reply of a write, which begins at `start` in the output.
     cdef void note_write(self, Connection* c, size_t start) noexcept nogil
     # Hold back what the connection wrote in this round, if it is to be acknowledged.

@@ -4,12 +4,14 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport strlen
 
-from everwrite.coding cimport Buffer, buffer_free, buffer_init, put_bytes
+from everwrite.coding cimport Buffer, buffer_free, buffer_init, buffer_slice, put_bytes
 from everwrite.freshness cimport put_question
 from everwrite.server.commands cimport KEY_BYTES_MAX, Command, find_command
 from everwrite.server.connection cimport KEPT_BUFFER_BYTES, ConnectionState, list_push, monotonic_ns
+from everwrite.server.once_commands cimport ID_BYTES, put_record_key, run_once
 from everwrite.server.replies cimport reply_status
 from everwrite.server.resp cimport Parsed, parser_free, parser_init, parser_next, parser_restart, reply_error
+from everwrite.status cimport Status
 
 cdef enum:
     ASKED_COMMANDS_MAX = 1024       # of one connection at a time
@@ -160,6 +162,8 @@ cdef class LeveledConnections(Connections):
                 if self.scout.args[key].size <= KEY_BYTES_MAX:
                     status = put_question(self.store, self.scout.args[key], question)
                 key += command.key_step
+            if command.run == run_once and self.scout.count > 3 and self.scout.args[1].size == ID_BYTES:
+                status = min(status, self._ask_for_record(question))
         # What is left of an incomplete command is none of the scout's.
         parser_restart(&self.scout)
         if status < 0:
@@ -173,6 +177,17 @@ cdef class LeveledConnections(Connections):
             c.deadline_ns = monotonic_ns() + (c.limit_ns if c.limit_ns else self.timeout_ns)
             list_push(&self.asking, c)
         return True
+
+    cdef int _ask_for_record(self, Buffer* question) noexcept nogil:
+        """Ask, too, whether the write that the scout has found was applied elsewhere already. A Status."""
+        cdef Buffer name
+        cdef int status
+        buffer_init(&name)
+        status = put_record_key(&name, self.scout.args[1], self.scout.args[3])
+        if status == 0 and name.size <= KEY_BYTES_MAX:
+            status = put_question(self.store, buffer_slice(&name), question)
+        buffer_free(&name)
+        return Status.ERR_MEMORY if status > 0 else status
 
     cdef int send_questions(self) except -1:
         """Hand up what this tick asks for."""
@@ -237,11 +252,9 @@ cdef class LeveledConnections(Connections):
         """Send what is acknowledged by now."""
         cdef size_t i, kept = 0
         cdef Connection* c
-        cdef uint64_t reached
         for i in range(self.held.size):
             c = self.held.items[i]
-            reached = self.all_held if self.level_of(c) == LEVEL_ALL else self.quorum_held
-            if c.held_timestamp > reached and c.state != ConnectionState.CONNECTION_DEAD:
+            if not self.acknowledged(c, c.held_timestamp) and c.state != ConnectionState.CONNECTION_DEAD:
                 self.held.items[kept] = c
                 kept += 1
                 continue

@@ -343,10 +343,20 @@ class Scripted:
 GREETING = b"%1\r\n$5\r\nproto\r\n:3\r\n"
 
 
-def test_an_increment_whose_reply_is_lost_is_not_sent_again(kind: str, stack: ExitStack) -> None:
-    server = Scripted([GREETING, b""])
+def test_an_increment_whose_reply_is_lost_is_sent_again_with_its_id(kind: str, stack: ExitStack) -> None:
+    server = Scripted([GREETING, b""], [GREETING, b":1\r\n"])
     stack.callback(server.end)
     twin = Twin(kind, stack, f"127.0.0.1:{server.port}")
+    assert twin.do(lambda c: c.counter(b"n").increment()) == 1
+    first, again = (each for each in server.received if b"INCRBY" in each)
+    assert first == again
+    assert b"EW.ONCE" in first
+
+
+def test_without_an_id_it_is_not_sent_again(kind: str, stack: ExitStack) -> None:
+    server = Scripted([GREETING, b""])
+    stack.callback(server.end)
+    twin = Twin(kind, stack, f"127.0.0.1:{server.port}", request_ids=False)
     with pytest.raises(ConnectionLostError, match="it may have been applied") as caught:
         twin.do(lambda c: c.counter(b"n").increment())
     assert caught.value.outcome is Outcome.UNKNOWN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,20 +59,27 @@ APPLIES = {OK, BREAKS_AFTER, HANGS_AFTER, FAILED}
 COMMANDS = {
     Safety.READ: ("GET", b"k"),
     Safety.REPEATABLE: ("SET", b"k", b"v"),
+    Safety.ONCE: ("INCR", b"k"),
     Safety.SINGLE: ("EW.NEW", b"k"),
 }
+
+
+REQUEST_ID = re.compile(rb"EW\.ONCE\r\n\$16\r\n(.{16})", re.DOTALL)
 
 
 class World:
     """Nodes that follow a script, and the time that passes while a client asks them."""
 
-    def __init__(self, scripts: dict[Address, list[str]], seed: int = 0) -> None:
+    def __init__(self, scripts: dict[Address, list[str]], seed: int = 0, *, ids: bool = True) -> None:
         self.scripts = {address: list(scripts.get(address, [])) for address in NODES}
         self.now = 0.0
         self.asked: list[Address] = []
         self.applied = 0
+        self.known: set[tuple[Address, bytes]] = set()  # ids, by the node that has recorded them
         self.router = Router({"away": AWAY, "home": HOME}, "home", random.Random(seed))
-        self.requests = Requests(self.router, Identity("test", None, None), lambda: self.now, 1.0)
+        self.requests = Requests(
+            self.router, Identity("test", None, None), lambda: self.now, connect_seconds=1.0, request_ids=ids
+        )
         self.idle: list[Wire] = []
 
     def behaviour(self, address: Address) -> str:
@@ -127,7 +135,11 @@ class World:
 
     def _talk(self, effect: Talk, wire: Wire, does: str) -> None:
         self.now += 0.001
-        self.applied += does in APPLIES
+        found = REQUEST_ID.search(effect.data)
+        if does in APPLIES and not (found and (wire.address, found[1]) in self.known):
+            self.applied += 1
+            if found:
+                self.known.add((wire.address, found[1]))
         if does in (BREAKS_BEFORE, BREAKS_AFTER):
             raise Lost("the connection was closed", sent=True)
         if does in (HANGS_BEFORE, HANGS_AFTER):
@@ -169,7 +181,7 @@ def test_outcomes_are_true_whatever_the_nodes_do(scripts: dict[Address, list[str
     else:
         assert result == b"OK"
         assert world.applied >= 1
-    if safety is Safety.SINGLE:
+    if safety >= Safety.ONCE:
         assert world.applied <= 1
 
 
@@ -241,6 +253,37 @@ def test_a_region_without_a_quorum_hands_over_to_the_next_and_all_without_fail_a
     assert isinstance(error, Unavailable)
     assert (error.required, error.alive) == (2, 1)
     assert world.now < 0.1
+
+
+def test_an_increment_is_sent_again_with_its_id_to_the_node_that_may_have_it() -> None:
+    world = World({address: [BREAKS_AFTER, REFUSES, HANGS_AFTER] for address in HOME})
+    assert outcome_of(world, Safety.ONCE) == b"OK"
+    assert world.applied == 1
+    assert len(set(world.asked)) == 1
+    assert len(world.asked) == 4
+
+
+def test_an_increment_that_was_not_sent_goes_to_any_node() -> None:
+    world = World({address: [REFUSES] for address in HOME})
+    assert outcome_of(world, Safety.ONCE) == b"OK"
+    assert world.asked[-1] in AWAY
+
+
+def test_an_increment_whose_node_stays_away_is_unknown() -> None:
+    world = World({address: [BREAKS_AFTER] + [REFUSES] * 1000 for address in HOME})
+    error = outcome_of(world, Safety.ONCE)
+    assert isinstance(error, (ConnectionLostError, DeadlineError))
+    assert error.outcome is Outcome.UNKNOWN
+    assert not set(world.asked) & set(AWAY)
+
+
+def test_ids_are_of_one_connection_and_grow() -> None:
+    entropy = random.Random(1).randbytes
+    one, other = Wire(HOME[0]), Wire(HOME[0])
+    ids = [one.next_id(entropy), one.next_id(entropy), other.next_id(entropy)]
+    assert all(len(each) == 16 for each in ids)
+    assert ids[0][:10] == ids[1][:10] != ids[2][:10]
+    assert ids[0] < ids[1]
 
 
 def test_a_refusal_after_a_lost_reply_is_unknown() -> None:

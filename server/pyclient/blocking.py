@@ -140,7 +140,8 @@ class Client:
 
     `timeout` bounds a call from end to end, in seconds, connecting and retries included (5); `connect_timeout` one
     attempt to connect (1). `connections_max` bounds the connections, and with them the calls under way (16).
-    `consistency` is the level of calls that name none; None leaves it to the server.
+    `consistency` is the level of calls that name none; None leaves it to the server. `request_ids` gives ids to writes
+    that must not be applied twice, so that they can be sent again; it costs the server a second, small write.
 
     Nothing is connected to before the first call. Values are bytes.
 
@@ -165,6 +166,7 @@ class Client:
         connect_timeout: float | None = None,
         connections_max: int | None = None,
         consistency: str | None = None,
+        request_ids: bool = True,
         username: str | None = None,
         password: str | None = None,
         name: str | None = None,
@@ -177,6 +179,7 @@ class Client:
             connect_timeout=connect_timeout,
             connections_max=connections_max,
             consistency=consistency,
+            request_ids=request_ids,
             username=username,
             password=password,
             name=name,

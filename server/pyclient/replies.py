@@ -91,6 +91,7 @@ _KNOWN: Final[tuple[tuple[str, Callable[[str], EverwriteError], Outcome, Remedy]
     ("ERR decrement would overflow", OverflowError, _NO, Remedy.NONE),
     ("ERR key is too long", TooLargeError, _NO, Remedy.NONE),
     ("ERR too long", TooLargeError, _NO, Remedy.NONE),
+    ("ERR EW.ONCE: a later id", _server_error, _MAYBE, Remedy.NONE),
     ("OOM ", _server_error, _MAYBE, Remedy.NONE),
     ("ERR internal error", _server_error, _MAYBE, Remedy.NONE),
 )

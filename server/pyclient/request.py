@@ -7,15 +7,16 @@ the tests are a third, with the clock in their hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from everwrite.client.addresses import Address
-from everwrite.client.commands import Command, Safety
+from everwrite.client.commands import Arg, Command, Safety
 from everwrite.client.replies import ErrorReply, Remedy, error_of
 from everwrite.client.router import Router
-from everwrite.client.wire import Identity, Wire, packed, packed_all
+from everwrite.client.wire import Identity, Wire, packed
 from everwrite.errors import (
     ConnectionLostError,
     DeadlineError,
@@ -41,6 +42,8 @@ __all__ = [
 
 # A pipeline is sent in pieces: a node stops reading from a client that lets too many replies wait.
 PIECE_COMMANDS_MAX: Final = 512
+# A server keeps for twice as long what it answered to an id.
+IDS_SECONDS_MAX: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,8 @@ class _Progress:
         self.without: set[str] = set()  # regions that have said that they can't
         self.tried: set[Address] = set()
         self.connected = False  # any of the attempts
+        self.ids: list[bytes] = []  # of the commands that need one, b"" for the others; empty: none was sent yet
+        self.only: Address | None = None  # the node that knows whether the ids were applied
         self.failures: dict[Address, str] = {}
         self.refusal: EverwriteError | None = None  # what a node that couldn't serve has said
 
@@ -157,6 +162,11 @@ class _Progress:
     @property
     def safety(self) -> Safety:
         return max(command.safety for command in self.left)
+
+    def words(self, start: int, stop: int) -> Iterator[tuple[Arg, ...]]:
+        """Some of the commands as they are sent, with their ids."""
+        for command, number in zip(self.commands[start:stop], self.ids[start:stop], strict=True):
+            yield ("EW.ONCE", number, *command.args) if number else command.args
 
     def outcome(self) -> Outcome:
         writes = self.safety > Safety.READ
@@ -169,11 +179,22 @@ class _Progress:
 class Requests:
     """What the requests of one client share. Times are seconds of the clock that `now` reads."""
 
-    def __init__(self, router: Router, identity: Identity, now: Callable[[], float], connect_seconds: float) -> None:
+    def __init__(
+        self,
+        router: Router,
+        identity: Identity,
+        now: Callable[[], float],
+        *,
+        connect_seconds: float,
+        request_ids: bool = True,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
         self.router = router
         self._identity = identity
         self._now = now
         self._connect_seconds = connect_seconds
+        self._request_ids = request_ids
+        self._entropy = entropy
         self.retries = 0
 
     def exchange(
@@ -186,7 +207,7 @@ class Requests:
         progress = _Progress([command for command in commands if command.args], level, until)
         address: Address | None = None
         while progress.left:
-            address = yield from self._next_address(progress, only)
+            address = yield from self._next_address(progress, progress.only or only)
             try:
                 yield from self._attempt(progress, address)
             except (Unconnected, Lost) as failure:
@@ -214,7 +235,7 @@ class Requests:
     def _attempt(self, progress: _Progress, address: Address) -> Generator[Effect, Any, None]:
         now = self._now()
         until = progress.until
-        if progress.safety < Safety.SINGLE and not self.router.alone(address):
+        if self._safety(progress) < Safety.SINGLE and not self.router.alone(address):
             # A node that hangs must leave time to ask another.
             until = now + (progress.until - now) / 2
         wire, reused = yield Open(address, progress.level, min(until, now + self._connect_seconds))
@@ -229,7 +250,7 @@ class Requests:
             lost.sent = False  # of what was asked
             raise
         try:
-            yield from self._converse(progress, until)
+            yield from self._converse(wire, progress, until)
         except Lost as lost:
             if reused and not progress.replies and self._now() < until:
                 # It may have ended while it was idle, which says nothing of the node as it is now.
@@ -255,10 +276,24 @@ class Requests:
             yield Talk(b"".join(map(packed, words)), replies, len(words), until)
             wire.accept_level(replies, progress.level)
 
-    def _converse(self, progress: _Progress, until: float) -> Generator[Effect, Any, None]:
-        while left := progress.left:
-            piece = left[:PIECE_COMMANDS_MAX]
-            yield Talk(packed_all(piece), progress.replies, len(progress.replies) + len(piece), until)
+    def _converse(self, wire: Wire, progress: _Progress, until: float) -> Generator[Effect, Any, None]:
+        if progress.only is None:
+            # Whatever was sent before was not applied.
+            progress.ids = [
+                wire.next_id(self._entropy) if self._with_id(command) else b"" for command in progress.commands
+            ]
+        while progress.left:
+            start = len(progress.replies)
+            stop = min(start + PIECE_COMMANDS_MAX, len(progress.commands))
+            data = b"".join(map(packed, progress.words(start, stop)))
+            yield Talk(data, progress.replies, stop, until)
+
+    def _safety(self, progress: _Progress) -> Safety:
+        """What counts for sending again: without an id, what would need one may not be."""
+        return Safety.SINGLE if progress.safety is Safety.ONCE and not self._request_ids else progress.safety
+
+    def _with_id(self, command: Command[Any]) -> bool:
+        return command.safety is Safety.ONCE and self._request_ids
 
     def _refused(self, progress: _Progress, address: Address) -> Remedy:
         """Look at the reply to a single command: one that another node can serve is forgotten, to be asked there."""
@@ -296,8 +331,12 @@ class Requests:
         progress.failures[address] = str(failure)
         if isinstance(failure, Lost) and failure.sent:
             progress.unknown |= progress.safety > Safety.READ
-            if progress.safety > Safety.REPEATABLE:
+            if self._safety(progress) is Safety.SINGLE:
                 raise self._lost(progress, address)
+            if progress.safety is Safety.ONCE and progress.only is None:
+                # No other node is sure to know of it; and this one doesn't for ever.
+                progress.only = address
+                progress.until = min(progress.until, self._now() + IDS_SECONDS_MAX)
         self.retries += 1
 
     def _lost(self, progress: _Progress, address: Address) -> EverwriteError:

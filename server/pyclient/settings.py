@@ -36,6 +36,7 @@ class Settings:
     connect_timeout: float
     connections_max: int
     consistency: str | None
+    request_ids: bool
 
     @classmethod
     def make(
@@ -48,6 +49,7 @@ class Settings:
         connect_timeout: float | None,
         connections_max: int | None,
         consistency: str | None,
+        request_ids: bool = True,
         username: str | None,
         password: str | None,
         name: str | None,
@@ -68,6 +70,7 @@ class Settings:
             ),
             connections_max=_count("connections_max", connections_max, told.pop("connections_max", None)),
             consistency=level_of(consistency or told.pop("consistency", None)),
+            request_ids=request_ids,
         )
         told.pop("name", None)
         told.pop("consistency", None)
@@ -80,7 +83,9 @@ class Settings:
 
     def requests(self, now: Callable[[], float]) -> Requests:
         """What the requests of one client share."""
-        return Requests(self.router, self.identity, now, self.connect_timeout)
+        return Requests(
+            self.router, self.identity, now, connect_seconds=self.connect_timeout, request_ids=self.request_ids
+        )
 
     def call(self, options: Options) -> tuple[float, str | None]:
         """Timeout in seconds and level of one call. Raises ConfigError."""

@@ -5,17 +5,21 @@ hiredis does the framing of RESP3. Here is what the connection is set to, and ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import hiredis
 
 from everwrite.client.addresses import Address
-from everwrite.client.commands import Arg, Command
+from everwrite.client.commands import Arg
 from everwrite.client.replies import ErrorReply, error_of
 from everwrite.errors import EverwriteError, ProtocolError, ServerError
 
 __all__ = ["Identity", "Wire"]
+
+# Of an id for EW.ONCE, and of the part that names who counts.
+ID_BYTES: Final = 16
+SLOT_BYTES: Final = 10
 
 _NOT_YET: Final = object()
 
@@ -47,6 +51,8 @@ class Wire:
         self.level: str | None = None
         self.level_of_server: str | None = None
         self.greeted = False
+        self._slot = b""
+        self._number = 0
         self._reader = hiredis.Reader(replyError=ErrorReply, notEnoughData=_NOT_YET)
 
     def feed(self, data: bytes) -> None:
@@ -65,6 +71,17 @@ class Wire:
             if not isinstance(reply, hiredis.PushNotification):
                 replies.append(reply)
         return True
+
+    def next_id(self, entropy: Callable[[int], bytes]) -> bytes:
+        """A new id for EW.ONCE: a random name of this connection, and a number that grows.
+
+        The server keeps one answer for a name and a key. Names are never used on two connections: on two nodes,
+        whose clocks differ, an older answer could hide a newer one.
+        """
+        if not self._slot:
+            self._slot = entropy(SLOT_BYTES)
+        self._number += 1
+        return self._slot + self._number.to_bytes(ID_BYTES - SLOT_BYTES, "big")
 
     def accept(self, greeting: Any) -> None:
         """Look at the reply to `Identity.hello`. Raises what the server said."""
@@ -105,8 +122,3 @@ def packed(words: tuple[Arg, ...]) -> bytes:
     """A command as it is sent."""
     data: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub says: exactly one word
     return data
-
-
-def packed_all(commands: Sequence[Command[Any]]) -> bytes:
-    """Commands as they are sent, one after the other."""
-    return b"".join(packed(command.args) for command in commands)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -49,15 +51,16 @@ def test_many_tasks_lose_a_node_and_none_is_left_waiting(pair: tuple[Node, Node]
     home, away = pair
     regions = {"home": [address(home)], "away": [address(away)]}
     done: list[int] = []
-    unknown: list[everwrite.EverwriteError] = []
+    failed: list[everwrite.EverwriteError] = []
 
     async def work(client: everwrite.AsyncClient, number: int) -> None:
         for step in range(100):
             await client.put(b"key%d" % number, b"%d" % step)
             try:
-                await client.counter(b"count").increment()
+                # Whether the dead node has applied it, only that node can tell.
+                await client.counter(b"count").increment(timeout=1)
             except everwrite.EverwriteError as error:
-                unknown.append(error)
+                failed.append(error)
             if number == 0 and step == 20:
                 home.process.kill()
         done.append(number)
@@ -71,9 +74,73 @@ def test_many_tasks_lose_a_node_and_none_is_left_waiting(pair: tuple[Node, Node]
 
     assert anyio.run(main, backend=backend) == [b"99"] * 10
     assert sorted(done) == list(range(10))
-    assert all(error.outcome is Outcome.UNKNOWN for error in unknown)
+    unknown = sum(error.outcome is Outcome.UNKNOWN for error in failed)
     with everwrite.Client(address(away)) as client:
         counted = client.counter(b"count").value()
     with everwrite.Client(address(home.start())) as client:
         counted += client.counter(b"count").value()
-    assert 1000 - len(unknown) <= counted <= 1000
+    assert 1000 - len(failed) <= counted <= 1000 - len(failed) + unknown
+
+
+class Killer:
+    """Kills a node with SIGKILL, and starts it again, each time that so many increments are done."""
+
+    def __init__(self, node: Node, every: int, times: int) -> None:
+        self.node = node
+        self.every = every
+        self.times = times
+        self.done = 0
+        self._ready = threading.Semaphore(0)
+        self._lock = threading.Lock()
+
+    def count(self) -> None:
+        """One more increment is acknowledged."""
+        with self._lock:
+            self.done += 1
+            if self.done % self.every == 0:
+                self._ready.release()
+
+    def run(self) -> None:
+        for _ in range(self.times):
+            assert self._ready.acquire(timeout=TIMEOUT)
+            self.node.process.kill()
+            self.node.start()
+
+
+@pytest.mark.parametrize("backend", ["blocking", "trio", "asyncio"])
+def test_increments_are_exact_while_their_node_is_killed(tmp_path: Path, backend: str) -> None:
+    workers, each, amount = 8, 100, 3
+    with running_node(tmp_path) as node, ThreadPoolExecutor(workers + 1) as threads:
+        killer = Killer(node, every=workers * each // 4, times=2)
+        killing = threads.submit(killer.run)
+        if backend == "blocking":
+            with everwrite.Client(address(node), timeout=TIMEOUT) as client:
+
+                def work() -> None:
+                    for _ in range(each):
+                        client.counter(b"n").increment(amount)
+                        killer.count()
+
+                for running in [threads.submit(work) for _ in range(workers)]:
+                    running.result()
+                retries = client.statistics()["retries"]
+        else:
+
+            async def work_async(client: everwrite.AsyncClient) -> None:
+                for _ in range(each):
+                    await client.counter(b"n").increment(amount)
+                    killer.count()
+
+            async def main() -> int:
+                async with everwrite.AsyncClient(address(node), timeout=TIMEOUT) as client:
+                    async with anyio.create_task_group() as tasks:
+                        for _ in range(workers):
+                            tasks.start_soon(work_async, client)
+                    return client.statistics()["retries"]
+
+            retries = anyio.run(main, backend=backend)
+        killing.result()
+        assert retries > 0, "the node was killed, and nobody noticed"
+        with everwrite.Client(address(node), timeout=TIMEOUT) as client:
+            assert client.counter(b"n").value() == workers * each * amount
+            assert list(client.keys()) == [b"n"]

@@ -1,0 +1,1 @@
+"""EW.ONCE: nothing of it is for Python."""
