@@ -113,7 +113,7 @@ class Peer:
         if self.sender is not None:
             self.behind_since = self.sender.behind_since()
             self.behind_base = self.sender.pending() + self.sender.unacked_changes - local_changes
-            for name in ("batches", "changes", "resyncs", "pulls_served"):
+            for name in ("batches", "changes", "resyncs", "pulls_served", "asks_served"):
                 self._past[f"sent_{name}"] += getattr(self.sender, name)
             self._past["sent_bytes"] += self.sender.session.bytes_sent
             self.sender.close()
@@ -127,7 +127,7 @@ class Peer:
                 totals[f"received_{name}"] += getattr(self.receiver, name)
             totals["received_bytes"] += self.receiver.session.bytes_received
         if self.sender is not None:
-            for name in ("batches", "changes", "resyncs", "pulls_served"):
+            for name in ("batches", "changes", "resyncs", "pulls_served", "asks_served"):
                 totals[f"sent_{name}"] += getattr(self.sender, name)
             totals["sent_bytes"] += self.sender.session.bytes_sent
         return totals
@@ -159,8 +159,9 @@ class Peer:
         self.origin = origin
         self.acked = dict(applied)
 
-    def status(self, now: float, own_origin: int, local_changes: int) -> dict[str, Any]:
-        """The peer as /v1/status and the metrics show it. `local_changes`: made here since the start."""
+    def status(self, now: float, own_origin: int, local_changes: int, alive: bool | None) -> dict[str, Any]:
+        """The peer as /v1/status and the metrics show it. `local_changes`: made here since the start; `alive`:
+        whether it counts for a quorum, None when it is of another region."""
         receiving = self.receiver is not None and self.receiver.session.hello is not None
         sender = self.sender
         last_error = self.last_error
@@ -178,6 +179,8 @@ class Peer:
             "receive_lag_seconds": self.receive_lag_seconds(now),
             "receive_lag_changes": self.receiver.pending if self.receiver is not None else None,
             "receive_delay_ms": self.receiver.delay_ms if self.receiver is not None else None,
+            "alive": alive,
+            "phi": self.receiver.failure.phi(now) if receiving and self.receiver is not None else None,
             "unacked_bytes": sender.unacked_bytes if sender is not None else 0,
             "connections": self.connections,
             "errors": dict(self.errors),

@@ -12,6 +12,7 @@ from typing import Final
 from everwrite.errors import PeerError
 from everwrite.need import Need
 from everwrite.server.codec import FRAME_BYTES_MAX
+from everwrite.server.failure import FailureDetector
 from everwrite.server.messages import Ack, Batch, Heartbeat, KeyState, Message, Pull, Resync, ResyncEnd
 from everwrite.server.replicated_store import ReplicatedStore
 from everwrite.server.session import Local, Session, State, check_clock
@@ -38,6 +39,12 @@ class Receiver:
         self.changes = 0
         self.pulls = 0
         self.resyncs = 0
+        self.failure = FailureDetector(
+            session.opened_at,
+            settings.heartbeat_interval,
+            threshold=settings.suspicion_phi,
+            deviation_min=settings.heartbeat_deviation_min,
+        )
         self.complete = False  # whether the sender holds all that it has ever acknowledged, by its heartbeats
         self.delay_ms: int | None = None  # age of the newest change of the last batch when it was applied
         self._store = store
@@ -68,6 +75,7 @@ class Receiver:
         """
         if isinstance(message, Heartbeat):
             check_clock(self.session.who, message.now_ms, self._store.now_ms(), self.settings.max_clock_drift_ms)
+            self.failure.heard(self.session.received_at)
             self._newest = max(self._newest, message.newest)
             self._pending = message.pending
             self.complete = message.complete

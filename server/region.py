@@ -104,7 +104,7 @@ class Region:
 
     def ask(self, now: float, question: bytes, answers: int, deadline: float) -> int:
         """Begin to ask; see `Replicator.ask`."""
-        token, step = self._asks.begin(now, question, answers, deadline, self._available())
+        token, step = self._asks.begin(now, question, answers, deadline, self._available(now))
         self._take(step)
         return token
 
@@ -132,7 +132,7 @@ class Region:
         except ReadOnlyError as error:
             self._emit(Log(logging.WARNING, "disk_full", f"an answer to a question can't be joined: {error}"))
             self._store.forget_parts(conversation)
-            self._take(self._asks.refused(now, answer.number, replica, self._available()))
+            self._take(self._asks.refused(now, answer.number, replica, self._available(now)))
             return
         if answer.more:
             self._conversations[at] = conversation
@@ -148,24 +148,32 @@ class Region:
         for at in [at for at in self._conversations if at[0] == link.session.connection]:
             self._forget(at)
         if replica is not None:
-            others = [other for other in self._available() if other != replica]
+            others = [other for other in self._available(now) if other != replica]
             self._take(self._asks.lost(now, replica, others))
 
     def tick(self, now: float) -> None:
         """Do what is due."""
-        self._take(self._asks.expire(now))
+        self._take(self._asks.tick(now, self._available(now)))
 
-    def next_time(self) -> float | None:
+    def next_time(self, now: float) -> float | None:
         """When `tick` is due; None: not before something happens."""
-        return self._asks.next_time()
+        # Suspicion is a change that nothing but time brings.
+        times = [at for peer in self._members if (at := self._suspected_at(peer)) is not None and at > now]
+        return min((at for at in (self._asks.next_time(), *times) if at is not None), default=None)
 
-    def note_changes(self) -> None:
+    def is_alive(self, now: float, peer: Peer) -> bool | None:
+        """Whether the peer can take part in a quorum; None when it is of another region."""
+        return self._is_alive(now, peer) if peer in self._members else None
+
+    def note_changes(self, now: float) -> None:
         """At the end of an event: say what has changed."""
+        if not self._members and self._shown is not None:
+            return
         held = sorted((peer.acked.get(self._store.origin, 0) for peer in self._members), reverse=True)
         replicas = len(held) + 1
         shown = RegionChanged(
             replicas,
-            1 + len(self._available()),
+            1 + len(self._available(now)),
             held[quorum_of(replicas) - 2] if held else EVERYTHING,
             held[-1] if held else EVERYTHING,
             not self.completeness.complete,
@@ -178,11 +186,13 @@ class Region:
         """Flat counters."""
         return {
             "region_replicas": len(self._members) + 1,
-            "region_alive": len(self._available()) + 1,
+            "region_alive": self._shown.alive if self._shown is not None else 1,
             "recovering": int(not self.completeness.complete),
             "asks": self._asks.asked,
             "asks_failed": self._asks.failed,
             "asks_under_way": len(self._asks),
+            "asks_speculative": self._asks.speculative,
+            "answers": self._asks.answers,
             "repairs": self._repairs,
         }
 
@@ -196,18 +206,19 @@ class Region:
     def _replica_of(self, link: Receiver) -> int | None:
         return next((number for number, peer in enumerate(self._members) if peer.receiver is link), None)
 
-    def _available(self) -> list[int]:
-        return [number for number, peer in enumerate(self._members) if self._is_alive(peer)]
+    def _available(self, now: float) -> list[int]:
+        return [number for number, peer in enumerate(self._members) if self._is_alive(now, peer)]
 
-    def _is_alive(self, peer: Peer) -> bool:
-        """Connected both ways, and able to answer for a quorum."""
+    def _is_alive(self, now: float, peer: Peer) -> bool:
+        at = self._suspected_at(peer)
+        return at is not None and now < at
+
+    def _suspected_at(self, peer: Peer) -> float | None:
+        """Until when a peer that is connected both ways, and able to answer for a quorum, may stay silent."""
         receiver = peer.receiver
-        return (
-            receiver is not None
-            and receiver.complete
-            and receiver.session.state is not State.CLOSED
-            and peer.sender is not None
-        )
+        if receiver is None or peer.sender is None or not receiver.complete:
+            return None
+        return None if receiver.session.state is State.CLOSED else receiver.failure.suspected_at()
 
     def _take(self, step: Step) -> None:
         for token, replica in step.sends:

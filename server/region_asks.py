@@ -2,11 +2,15 @@
 
 The first phase of a read or write at a quorum (Attiya, Bar-Noy and Dolev, *Sharing memory robustly in
 message-passing systems*, J. ACM 42, 1995): enough replicas say what they know more. A question goes to those that
-have answered fastest; when one of them is lost, another takes its place.
+have answered fastest; when one of them is lost, another takes its place. One more is asked when answers take longer
+than 95 of 100 do (Dean and Barroso, *The tail at scale*, CACM 56, 2013), so that a replica that gets slow costs
+no more than that.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -19,6 +23,30 @@ __all__ = ["RegionAsks", "Step"]
 WEIGHT: Final = 0.2
 # What a question that a replica wasn't asked leaves of its average: one that was slow once is tried again.
 FORGIVENESS: Final = 0.995
+ANSWERS_REMEMBERED: Final = 200
+# What answers are taken to need before there were any.
+SECONDS_AT_FIRST: Final = 0.05
+
+
+class AnswerTimes:
+    """How long the last answers took, of all replicas together."""
+
+    def __init__(self) -> None:
+        self._recent: Final[deque[float]] = deque()
+        self._sorted: Final[list[float]] = []
+
+    def note(self, seconds: float) -> None:
+        """An answer has taken so long."""
+        self._recent.append(seconds)
+        insort(self._sorted, seconds)
+        if len(self._recent) > ANSWERS_REMEMBERED:
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+
+    def percentile_95(self) -> float:
+        """95 of 100 answers took at most so long."""
+        if not self._sorted:
+            return SECONDS_AT_FIRST
+        return self._sorted[len(self._sorted) * 95 // 100]
 
 
 class Step(NamedTuple):
@@ -34,6 +62,7 @@ class _Ask:
     question: bytes
     wanted: int
     deadline: float
+    speculate_at: float | None = None  # None: not again
     received: int = 0
     # Who was asked, and when; those who have answered or are lost stay in `asked` only.
     asked: set[int] = field(default_factory=set)
@@ -50,9 +79,12 @@ class RegionAsks:
     def __init__(self, settings: ReplicationSettings) -> None:
         self.asked = 0
         self.failed = 0
+        self.answers = 0
+        self.speculative = 0
         self._settings = settings
         self._asks: Final[dict[int, _Ask]] = {}
         self._average: Final[dict[int, float]] = {}
+        self._times = AnswerTimes()
         self._next_token = 1
 
     def __len__(self) -> int:
@@ -69,7 +101,8 @@ class RegionAsks:
         token = self._next_token
         self._next_token += 1
         self.asked += 1
-        ask = _Ask(question, wanted, deadline)
+        speculate_at = now + max(self._settings.speculation_min, self._times.percentile_95())
+        ask = _Ask(question, wanted, deadline, speculate_at)
         if len(self._asks) >= self._settings.asks_max:
             self.failed += 1
             return token, Step([], [(token, 0)])
@@ -87,8 +120,10 @@ class RegionAsks:
         if ask is None or asked_at is None:
             return Step([], [])
         self._note_time(replica, now - asked_at)
+        self._times.note(now - asked_at)
+        self.answers += 1
         ask.received += 1
-        return Step([], self._end(token) if ask.received >= ask.wanted else [])
+        return Step([], self._end(now, token) if ask.received >= ask.wanted else [])
 
     def waits_for(self, token: int, replica: int) -> bool:
         """Whether this replica's answer still counts."""
@@ -113,14 +148,29 @@ class RegionAsks:
             return Step([], [])
         return self._pursue(now, token, available)
 
-    def expire(self, now: float) -> Step:
-        """End those whose deadline has come."""
-        late = [token for token, ask in self._asks.items() if ask.deadline <= now]
-        return Step([], [ended for token in late for ended in self._end(token)])
+    def tick(self, now: float, available: Collection[int]) -> Step:
+        """End those whose deadline has come; ask one more replica where answers take long."""
+        sends: list[tuple[int, int]] = []
+        over: list[tuple[int, int]] = []
+        for token, ask in list(self._asks.items()):
+            if ask.deadline <= now:
+                over += self._end(now, token)
+            elif ask.speculate_at is not None and ask.speculate_at <= now:
+                ask.speculate_at = None
+                for replica in self._fastest(ask, available)[:1]:
+                    self.speculative += 1
+                    sends.append(self._send(now, token, replica))
+        return Step(sends, over)
 
     def next_time(self) -> float | None:
-        """When `expire` has something to do; None: not before something happens."""
-        return min((ask.deadline for ask in self._asks.values()), default=None)
+        """When `tick` has something to do; None: not before something happens."""
+        return min(
+            (
+                ask.deadline if ask.speculate_at is None else min(ask.deadline, ask.speculate_at)
+                for ask in self._asks.values()
+            ),
+            default=None,
+        )
 
     # -- within -----------------------------------------------------------------------------------
 
@@ -128,21 +178,32 @@ class RegionAsks:
         """Ask as many replicas as are still needed, or give up."""
         ask = self._asks[token]
         lacking = ask.wanted - ask.received - len(ask.waiting)
-        others = sorted(set(available) - ask.asked, key=lambda replica: (self._average.get(replica, 0.0), replica))
+        others = self._fastest(ask, available)
         if ask.received >= ask.wanted or lacking > len(others):
-            return Step([], self._end(token))
-        chosen, left = others[:lacking], others[lacking:]
-        for replica in chosen:
-            ask.asked.add(replica)
-            ask.waiting[replica] = now
+            return Step([], self._end(now, token))
+        chosen, left = others[: max(0, lacking)], others[max(0, lacking) :]
         for replica in left:
             if replica in self._average:
                 self._average[replica] *= FORGIVENESS
-        return Step([(token, replica) for replica in chosen], [])
+        return Step([self._send(now, token, replica) for replica in chosen], [])
 
-    def _end(self, token: int) -> list[tuple[int, int]]:
+    def _fastest(self, ask: _Ask, available: Iterable[int]) -> list[int]:
+        """Who wasn't asked yet, by how fast they have answered of late."""
+        return sorted(set(available) - ask.asked, key=lambda replica: (self._average.get(replica, 0.0), replica))
+
+    def _send(self, now: float, token: int, replica: int) -> tuple[int, int]:
+        ask = self._asks[token]
+        ask.asked.add(replica)
+        ask.waiting[replica] = now
+        return token, replica
+
+    def _end(self, now: float, token: int) -> list[tuple[int, int]]:
         ask = self._asks.pop(token)
         self.failed += ask.received < ask.wanted
+        # Who was overtaken takes at least so long.
+        for replica, asked_at in ask.waiting.items():
+            if now - asked_at > self._average.get(replica, 0.0):
+                self._note_time(replica, now - asked_at)
         return [(token, ask.received)]
 
     def _note_time(self, replica: int, seconds: float) -> None:

@@ -266,13 +266,15 @@ class Replicator:
 
     def statuses(self, now: float) -> list[dict[str, Any]]:
         """The status of each peer."""
-        local_changes = self._local_changes()
-        return [peer.status(now, self._store.origin, local_changes) for peer in self.peers]
+        changes = self._local_changes()
+        return [peer.status(now, self._store.origin, changes, self.region.is_alive(now, peer)) for peer in self.peers]
 
     def statistics(self) -> dict[str, int]:
         """Flat counters over all peers."""
+        totals = self.peers.totals()
         return {
-            **self.peers.totals(),
+            **totals,
+            "answers_given": totals["sent_asks_served"],
             **self.region.statistics(),
             "peers": len(self.peers),
             "connections": len(self._links),
@@ -579,22 +581,20 @@ class Replicator:
                 self.region.uncommitted = False
                 self._committing = (dict(self._store.applied), marks)
                 self._effects.append(Persist())
-        self.region.note_changes()
-        at = self._next_time()
+        self.region.note_changes(now)
+        at = self._next_time(now)
         if at != self._timer_at:
             self._timer_at = at
             self._effects.append(SetTimer(at))
         effects, self._effects = self._effects, []
         return effects
 
-    def _next_time(self) -> float | None:
+    def _next_time(self, now: float) -> float | None:
         if self._stopping or self._failed:
             return None
-        times: list[float | None] = [self._reporter.due_at(), self.waits.next_deadline(), self.region.next_time()]
+        times: list[float | None] = [self._reporter.due_at(), self.waits.next_deadline(), self.region.next_time(now)]
         for peer in self.peers:
             times += (peer.redial_at, peer.dial_deadline)
         for link in self._links.values():
-            times += link.session.due_times(link.settings)
-            if isinstance(link, Sender):
-                times.append(link.flush_at)
+            times += (*link.session.due_times(link.settings), link.flush_at if isinstance(link, Sender) else None)
         return min((at for at in times if at is not None), default=None)

@@ -27,6 +27,10 @@ class ReplicationSettings:
     # Between nodes of one region.
     region_heartbeat_interval: float = 0.2
     asks_max: int = 256  # questions under way at once
+    speculation_min: float = 0.002  # before one more replica is asked
+    # See failure.py.
+    suspicion_phi: float = 8.0
+    heartbeat_deviation_min: float = 0.1
 
     def within_region(self) -> ReplicationSettings:
         """What holds for a connection with a node of the own region: changes go at once."""

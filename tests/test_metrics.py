@@ -143,4 +143,4 @@ def test_the_parts_of_a_node_give_every_figure_that_is_asked_of_them(tmp_path: P
         frontend.close_all()
     peer = Peer("eu-west", "eu-west-0", None)
     certain = {name for name, family in metrics.PEER.items() if family.kind == "gauge"}
-    assert certain | {"errors", "region", "node"} <= peer.status(0.0, 1, 0).keys()
+    assert certain | {"errors", "region", "node"} <= peer.status(0.0, 1, 0, None).keys()

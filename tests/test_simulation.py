@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from everwrite.server.region import Completeness
+from everwrite.server.replicated_store import ReplicatedStore
 from everwrite.stability import Stability
 from tests.reference.model import newer_register
 from tests.reference.model_store import ModelStore
+from tests.reference.replica import Replica
 from tests.reference.vocabulary import Vector
 from tests.simulation import direct
 from tests.simulation.direct import DirectScenario
@@ -21,6 +24,7 @@ from tests.support import ROOT
 
 SEEDS = 1000
 DIRECT_SEEDS = 1000
+QUORUM_SEEDS = 150
 SEEDS_A_TEST = 50
 
 
@@ -32,6 +36,12 @@ def test_regions_converge_to_what_the_history_says(first: int) -> None:
 @pytest.mark.parametrize("first", range(0, DIRECT_SEEDS, SEEDS_A_TEST))
 def test_batches_late_twice_and_out_of_order_are_harmless_or_refused(first: int) -> None:
     run_seeds("direct", "engine", range(first, first + SEEDS_A_TEST))
+
+
+def test_a_region_keeps_what_a_quorum_has_acknowledged() -> None:
+    counts = run_seeds("quorum", "engine", range(QUORUM_SEEDS))
+    for what in ("acknowledged", "ambushes", "crashes", "loading", "replacements", "unavailable", "write timeouts"):
+        assert counts[what], f"no run had any {what}"
 
 
 def test_the_model_converges_too() -> None:
@@ -103,6 +113,45 @@ def test_canary(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*CANARIES[broken])
     with pytest.raises(SeedFailed, match=r"replay: python -m tests\.simulation --mode \w+ --store model --seed \d+"):
         run_seeds("sessions", "model", range(300))
+
+
+def join_nothing(replica: Replica, states: object, conversation: object) -> int:
+    """Whoever asks doesn't heed the answers."""
+    return 0
+
+
+def complete_once_for_all(self: Completeness, store: ReplicatedStore, region: str, others: int) -> None:
+    """A store that was once complete counts as that, whatever it has lost since."""
+    begin_complete(self, store, region, others)
+    self.complete = self.complete or next(iter(store.system_items(b"replica/%012x" % store.store_id)), None) is not None
+
+
+def complete_after_one(self: Completeness, store: ReplicatedStore, region: str, others: int) -> None:
+    """Whichever of the others is reached first says what a node has to get back."""
+    begin_complete(self, store, region, others)
+    self._needed = min(1, others)
+
+
+begin_complete = Completeness.__init__
+
+QUORUM_CANARIES: dict[str, tuple[str, Callable[..., Any]]] = {
+    "answers are not joined": ("tests.reference.replica.Replica.join_piece", join_nothing),
+    "a node that lost its end counts": ("everwrite.server.region.Completeness.__init__", complete_once_for_all),
+    "one other is enough to be complete": ("everwrite.server.region.Completeness.__init__", complete_after_one),
+}
+
+
+SLOW_CANARY = "one other is enough to be complete"  # it takes a hundred seeds
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [pytest.param(name, marks=pytest.mark.slow if name == SLOW_CANARY else ()) for name in QUORUM_CANARIES],
+)
+def test_quorum_canary(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*QUORUM_CANARIES[broken])
+    with pytest.raises(SeedFailed, match=r"acknowledged (before it was invoked|by a quorum, and lost)"):
+        run_seeds("quorum", "engine", range(600))
 
 
 def what_one_holds(own: int, applied: Vector, members: object, reports: object) -> Stability:

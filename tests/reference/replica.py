@@ -11,6 +11,7 @@ from everwrite.batch import CLAIM, decode_batch
 from everwrite.clock import merge
 from tests.reference.history import History, Pulled
 from tests.reference.oracle import Effect, plan, plan_reap, view
+from tests.reference.state_format import read_full_state
 from tests.reference.vocabulary import Dot, Reply, Request, Vector, covers
 from tests.reference.workload import make_request
 
@@ -130,6 +131,19 @@ class Replica:
         key = namespace_key[1:]
         self.history.shipments[state] = [Pulled(None, key, self.seen_dots(key))]
         return state
+
+    def answer_piece(self, question: bytes, limit: int) -> tuple[list[bytes], bytes]:
+        states, rest = self.store.answer_piece(question, limit)
+        for state in states:
+            key = read_full_state(state)[0][1:]
+            self.history.shipments[state] = [Pulled(None, key, self.seen_dots(key))]
+        return states, rest
+
+    def join_piece(self, states: list[bytes], conversation: Any) -> int:
+        joined: int = self.store.join_piece(states, conversation)
+        for state in states:
+            self.pulled += self.history.shipments[state]
+        return joined
 
     def supply_state(self, need: Any, state: bytes) -> bool:
         """Hand over a state: it is joined with the group that needs it, which the next `apply_batch` shows."""

@@ -112,18 +112,33 @@ class Connection:
 class Network:
     """Which nodes reach each other, and how fast."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, latencies: tuple[float, ...]) -> None:
         self.world = world
+        self.latencies = latencies
         self.cuts: set[frozenset[Node]] = set()
         self.connections: dict[Connection, None] = {}  # a dictionary keeps the order
         self._latencies: dict[frozenset[Node], float] = {}
+        self._slow: dict[frozenset[Node], float] = {}
 
     def is_cut(self, *pair: Node) -> bool:
         return frozenset(pair) in self.cuts
 
     def latency(self, *pair: Node) -> float:
-        """One way, in seconds; the same for a pair throughout a run."""
-        return self._latencies.setdefault(frozenset(pair), self.world.random.choice((0.001, 0.04, 0.075, 0.09)))
+        """One way, in seconds; the same for a pair throughout a run, but for the times when it is slow."""
+        slow = self._slow.get(frozenset(pair))
+        return (
+            slow
+            if slow is not None
+            else self._latencies.setdefault(frozenset(pair), self.world.random.choice(self.latencies))
+        )
+
+    def slow_down(self, pair: list[Node], seconds: float | None) -> None:
+        """Let a pair's connections take so long one way; None: as before."""
+        self._slow.pop(frozenset(pair), None)
+        if seconds is not None:
+            self._slow[frozenset(pair)] = seconds
+        for connection in self.between(*pair):
+            connection.latency = self.latency(*pair)
 
     def cut(self, *pair: Node) -> None:
         self.cuts.add(frozenset(pair))

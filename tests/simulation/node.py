@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Collection
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from everwrite.errors import StorageError
 from everwrite.server.effects import (
+    Answered,
     Close,
     Dial,
     Effect,
     Fail,
     Log,
     Persist,
+    RegionChanged,
     Resolve,
     Resume,
     SendFrame,
@@ -22,6 +26,7 @@ from everwrite.server.peer import PeerAddress
 from everwrite.server.replication import Replicator
 from everwrite.server.session import Identity
 from everwrite.server.settings import ReplicationSettings
+from everwrite.server.topology import mesh
 from tests.reference.history import History, Pulled
 from tests.reference.replica import Replica
 from tests.reference.vocabulary import Dot, Reply, Request, covers
@@ -37,15 +42,21 @@ SETTINGS = ReplicationSettings(heartbeat_interval=2.0, dead_after=6.0, dial_time
 
 
 class Node:
-    """`up` while a process runs; `life` counts the processes, so that what an earlier one planned is dropped."""
+    """`up` while a process runs; `life` counts the processes, so that what an earlier one planned is dropped.
 
-    def __init__(self, world: World, network: Network, history: History, disk: Disk) -> None:
+    Without `region` it is the only node of a region of its name.
+    """
+
+    settings = SETTINGS
+
+    def __init__(self, world: World, network: Network, history: History, disk: Disk, region: str | None = None) -> None:
         self.world = world
         self.network = network
         self.history = history
         self.disk = disk
-        self.name = f"region-{disk.number}"
-        self.peers: list[Node] = []
+        self.name = f"region-{disk.number}" if region is None else f"{region}-{disk.number}"
+        self.identity = Identity(CLUSTER, region or self.name, str(disk.number))
+        self.peers: list[Any] = []
         self.skew_ms = 0
         self.up = False
         self.life = 0
@@ -55,6 +66,8 @@ class Node:
         self.replica: Replica
         self.replicator: Replicator
         self.connections: dict[int, Connection] = {}
+        # What waits to be sent on a connection, of which urgent frames get ahead.
+        self.outboxes: dict[int, deque[bytes]] = {}
         self.pulled: list[Pulled] = []
         # What the store, and this node's acknowledgements, have said is durable.
         self.durable: dict[int, int] = {}
@@ -63,6 +76,10 @@ class Node:
 
     def __repr__(self) -> str:
         return self.name
+
+    def topology(self, own_store_id: int, peer_store_id: int) -> Collection[int] | None:
+        """Which origins a link relays."""
+        return mesh(own_store_id, peer_store_id)
 
     # Life and death.
 
@@ -80,6 +97,7 @@ class Node:
         self.replica = Replica(self.store, self.history, self.pulled)
         self.replica.restarted()
         self.connections = {}
+        self.outboxes = {}
         self.waits = []
         self.timer_at = None
         for origin, timestamp in self.durable.items():
@@ -88,10 +106,11 @@ class Node:
         self.world.tell(f"{self.name} starts as {self.store.origin:#x}, has applied {vector_text(self.store.applied)}")
         self.replicator = Replicator(
             self.replica,
-            Identity(CLUSTER, self.name, "0"),
-            [PeerAddress(peer.name, "0", peer.name) for peer in self.peers],
+            self.identity,
+            [PeerAddress(peer.identity.region, peer.identity.node, peer.name) for peer in self.peers],
             rng=Random(self.world.random.randrange(2**32)),
-            settings=SETTINGS,
+            settings=self.settings,
+            topology=self.topology,
         )
         try:
             effects = self.replicator.start(self.world.now)
@@ -129,7 +148,7 @@ class Node:
         for peer in self.peers:
             if self.store.durability != "always" or not peer.up:
                 continue
-            acked = next(dict(other.acked) for other in peer.replicator.peers if other.region == self.name)
+            acked = next(dict(other.acked) for other in peer.replicator.peers if other.matches(self.identity))
             for origin, timestamp in acked.items():
                 self.durable[origin] = max(self.durable.get(origin, 0), timestamp)
 
@@ -218,9 +237,9 @@ class Node:
 
     def _perform(self, effect: Effect) -> None:
         match effect:
-            case SendFrame(number, data):
+            case SendFrame(number, data, urgent):
                 if number in self.connections:
-                    self.connections[number].send(self, data)
+                    self._send(number, data, urgent)
             case SetTimer(at):
                 self.timer_at = at
                 if at is not None:
@@ -229,6 +248,7 @@ class Node:
                 target = next(peer for peer in self.peers if peer.name == address)
                 self.network.dial(self, number, target)
             case Close(number, reason):
+                self._send_waiting(self.life, number)
                 connection = self.connections.pop(number, None)
                 if connection is not None:
                     connection.close(self, reason)
@@ -239,6 +259,11 @@ class Node:
                 self._check_wait(token, regions)
             case Resume(number):
                 self.world.after(0.0, self._resume, self.life, number)
+            case Answered(token, received):
+                # What it leads to has frames of its own, which come after these.
+                self.world.after(0.0, self._answered, self.life, token, received)
+            case RegionChanged():
+                self.region_changed(effect)
             case Log(level, event, message):
                 self.world.count(f"log {event}")
                 self.errors.add(event)
@@ -247,6 +272,36 @@ class Node:
                 if not isinstance(error, StorageError):
                     raise error
                 self.fail(error)
+
+    def answered(self, token: int, received: int) -> None:
+        """A question is over."""
+
+    def region_changed(self, changed: RegionChanged) -> None:
+        """What this node knows of its region has changed."""
+
+    def _answered(self, life: int, token: int, received: int) -> None:
+        if self._lives(life):
+            self.answered(token, received)
+
+    def _send(self, number: int, data: bytes, urgent: bool) -> None:
+        """Send at once, or leave it waiting for a moment, as when a peer reads slowly."""
+        waiting = self.outboxes.get(number)
+        if waiting is None:
+            # The first frame, which nothing gets ahead of.
+            self.outboxes[number] = deque()
+            self.connections[number].send(self, data)
+        elif not urgent and (waiting or self.world.random.random() < 0.1):
+            if not waiting:
+                self.world.after(self.world.random.choice((0.0, 0.002, 0.02)), self._send_waiting, self.life, number)
+            waiting.append(data)
+        else:
+            self.connections[number].send(self, data)
+
+    def _send_waiting(self, life: int, number: int) -> None:
+        if self._lives(life) and number in self.connections:
+            waiting = self.outboxes.get(number, deque())
+            while waiting:
+                self.connections[number].send(self, waiting.popleft())
 
     def _lives(self, life: int) -> bool:
         return self.up and self.life == life
@@ -274,13 +329,13 @@ class Node:
 
     def accept(self, connection: Connection, end: End, dialler: Node) -> None:
         now = self.enter()
-        end.number, effects = self.replicator.accepted(now, Identity(CLUSTER, dialler.name, "0"))
+        end.number, effects = self.replicator.accepted(now, dialler.identity)
         self.connections[end.number] = connection
         self.perform(effects)
 
     def dialled(self, connection: Connection, number: int, target: Node) -> None:
         self.connections[number] = connection
-        self.perform(self.replicator.dialled(self.enter(), number, Identity(CLUSTER, target.name, "0")))
+        self.perform(self.replicator.dialled(self.enter(), number, target.identity))
 
     def dial_failed(self, number: int, reason: str) -> None:
         self.perform(self.replicator.dial_failed(self.enter(), number, reason))

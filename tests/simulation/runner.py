@@ -8,9 +8,10 @@ from typing import Final
 
 from tests.simulation.direct import DirectScenario
 from tests.simulation.disks import EngineDisk, ModelDisk
+from tests.simulation.quorum import QuorumScenario
 from tests.simulation.scenario import MakeDisk, Scenario
 
-MODES: Final = {"sessions": Scenario, "direct": DirectScenario}
+MODES: Final = {"sessions": Scenario, "direct": DirectScenario, "quorum": QuorumScenario}
 STORES: Final[dict[str, MakeDisk]] = {"engine": EngineDisk, "model": ModelDisk}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from everwrite.errors import StorageError
 from tests.reference.history import History
@@ -39,6 +40,7 @@ class Plan:
     skew_ms: tuple[int, ...]
     heavy: float  # probability of a long write
     collections: int
+    latencies: tuple[float, ...] = (0.001, 0.04, 0.075, 0.09)
 
 
 def make_plan(random: Random) -> Plan:
@@ -66,21 +68,30 @@ class Scenario:
 
     def __init__(self, seed: int, make_disk: MakeDisk, tell: Callable[[str], None] | None = None) -> None:
         self.world = World(seed, tell=tell)
+        self.make_disk = make_disk
         self.random = self.world.random
-        self.plan = make_plan(self.random)
+        self.plan = self.make_plan()
         self.world.tell(str(self.plan))
-        self.network = Network(self.world)
+        self.network = Network(self.world, self.plan.latencies)
         self.history = History()
         # Answered requests whose updates must survive: their node's durability is `always`.
         self.promised: list[Dot] = []
         self.collects = False
         self.nodes = [
-            Node(self.world, self.network, self.history, make_disk(number, self.random, durability))
+            self.make_node(make_disk(number, self.random, durability))
             for number, durability in enumerate(self.plan.durability, 1)
         ]
         for node, skew_ms in zip(self.nodes, self.plan.skew_ms, strict=True):
             node.peers = [peer for peer in self.nodes if peer is not node]
             node.skew_ms = skew_ms
+
+    def make_plan(self) -> Plan:
+        """What this run is going to be."""
+        return make_plan(self.random)
+
+    def make_node(self, disk: Disk) -> Node:
+        """A node, not started yet."""
+        return Node(self.world, self.network, self.history, disk)
 
     def run(self) -> dict[str, int]:
         """Run to the end. Returns counts of what happened; raises AssertionError when something is wrong."""
@@ -89,13 +100,17 @@ class Scenario:
         for _ in range(self.plan.operations):
             self.world.after(self.random.random() * self.plan.seconds, self.operate)
         for _ in range(self.plan.faults):
-            self.world.after(self.random.random() * self.plan.seconds, self.random.choice(FAULTS), self)
+            self.world.after(self.random.random() * self.plan.seconds, self.random.choice(self.faults()), self)
         for _ in range(self.plan.collections):
             self.world.after(self.random.random() * self.plan.seconds, self.collect)
         self.world.run_until(self.plan.seconds)
         self.settle()
         self.check()
         return self.world.counts
+
+    def faults(self) -> tuple[Callable[[Any], None], ...]:
+        """What may go wrong, each as often as it is named."""
+        return FAULTS
 
     # Events.
 
