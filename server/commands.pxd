@@ -35,6 +35,7 @@ cdef struct Call:
     Buffer* scratch         # empty at the start of each command
     uint64_t hits           # reads that found their key, and those that didn't
     uint64_t misses
+    int64_t limit_ns        # set by a command that bounds how long the next one may wait; 0: it wasn't
 
 
 cdef inline void note_lookup(Call* call, bint found) noexcept nogil:

@@ -22,6 +22,7 @@ from everwrite.server.collection_commands cimport (
 )
 from everwrite.server.key_commands cimport (
     run_dbsize,
+    run_deadline,
     run_del,
     run_echo,
     run_exists,
@@ -295,8 +296,8 @@ cdef list _define_others():
                 "Wait until other regions have acknowledged this connection's writes"),
         _define("ew.consistency", -1, p, NO_KEYS, NULL, "fast", "everwrite", "0.1.0",
                 "Tell or set the consistency level of this connection: EW.CONSISTENCY [ONE|LOCAL_QUORUM|ALL]"),
-        _define("ew.deadline", 2, p, NO_KEYS, NULL, "fast", "everwrite", "0.1.0",
-                "Bound in ms how long the next command waits for other replicas"),
+        _define("ew.deadline", 2, c, NO_KEYS, run_deadline, "fast", "everwrite", "0.1.0",
+                "Bound in ms how long the next command waits for other nodes"),
         _define("ew.why", 2, p, ONE, NULL, "readonly", "everwrite", "0.1.0",
                 "Explain a key: its context, and which region wrote what is visible"),
     ]

@@ -78,7 +78,6 @@ class Control:
             "module": self._module,
             "wait": self._wait,
             "ew.consistency": self._consistency,
-            "ew.deadline": self._deadline,
             "ew.why": self._why,
         }
         self._client_commands: dict[str, tuple[int, Callable[[Client, list[bytes]], object]]] = {
@@ -300,7 +299,8 @@ class Control:
         timeout_ms = int(args[2])
         if timeout_ms < 0:
             return Error("ERR timeout is negative")
-        seconds = min(timeout_ms / 1000 or WAIT_SECONDS_MAX, WAIT_SECONDS_MAX)
+        seconds = min(timeout_ms / 1000 or WAIT_SECONDS_MAX, client.limit_seconds or WAIT_SECONDS_MAX)
+        client.limit_seconds = 0.0
         frontend, number = self.host.frontend, client.id
         self.host.wait_for_regions(
             client.last_write_timestamp,
@@ -320,13 +320,6 @@ class Control:
             client.level = Level.parse(args[1].decode("utf-8", "replace"))
         except ValueError as error:
             raise _Refusal(f"ERR {error}") from None
-        return OK
-
-    def _deadline(self, client: Client, args: list[bytes]) -> object:
-        milliseconds = _integer(args[1])
-        if not 1 <= milliseconds <= WAIT_SECONDS_MAX * 1000:
-            raise _Refusal(f"ERR deadline out of range: from 1 to {WAIT_SECONDS_MAX * 1000:.0f} milliseconds")
-        client.limit_seconds = milliseconds / 1000
         return OK
 
     def _why(self, client: Client, args: list[bytes]) -> object:

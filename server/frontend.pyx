@@ -491,6 +491,9 @@ cdef class Frontend(LeveledConnections):
             self.round_calls[command.family] += 1
             if command.family == Family.FAMILY_CONNECTION:
                 run_command(self.store, command, &self.call)
+                if self.call.limit_ns:
+                    c.limit_ns = self.call.limit_ns
+                    self.call.limit_ns = 0
             elif self.store_failed:
                 self.counters.commands_failed += 1
                 reply_status(reply, Status.ERR_FAILED)

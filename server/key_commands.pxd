@@ -20,4 +20,5 @@ cdef void run_dbsize(Store store, Call* call) noexcept nogil
 cdef void run_scan(Store store, Call* call) noexcept nogil
 cdef void run_memory(Store store, Call* call) noexcept nogil
 cdef void run_ping(Store store, Call* call) noexcept nogil
+cdef void run_deadline(Store store, Call* call) noexcept nogil
 cdef void run_echo(Store store, Call* call) noexcept nogil

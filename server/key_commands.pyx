@@ -26,6 +26,7 @@ from everwrite.server.resp cimport (
     reply_error,
     reply_integer,
     reply_null,
+    reply_ok,
     reply_raw,
     reply_simple,
 )
@@ -39,6 +40,9 @@ _TYPE_NAMES = [b"hash" if name == "map" else name.encode() for name in KIND_NAME
 cdef const char* type_names[Kind.KIND_SEQUENCE + 1]
 for _kind, _name in enumerate(_TYPE_NAMES):
     type_names[_kind] = _name
+
+cdef enum:
+    DEADLINE_MS_MAX = 3600000
 
 # What one call of SCAN may do, whatever its COUNT and pattern say.
 cdef enum:
@@ -451,3 +455,14 @@ cdef void run_ping(Store store, Call* call) noexcept nogil:
 
 cdef void run_echo(Store store, Call* call) noexcept nogil:
     reply_bulk(call.reply, call.args[1])
+
+
+cdef void run_deadline(Store store, Call* call) noexcept nogil:
+    cdef int64_t milliseconds = 0
+    if not parse_integer(call.args[1], &milliseconds):
+        reply_not_integer(call.reply)
+    elif milliseconds < 1 or milliseconds > DEADLINE_MS_MAX:
+        reply_error(call.reply, b"ERR deadline out of range: from 1 to 3600000 milliseconds")
+    else:
+        call.limit_ns = milliseconds * 1000000
+        reply_ok(call.reply)

@@ -145,6 +145,8 @@ class World:
         if does in (HANGS_BEFORE, HANGS_AFTER):
             self.now = effect.until
             raise Lost("no reply in time", sent=True)
+        if b"EW.DEADLINE" in effect.data:
+            effect.replies.append(b"OK")
         effect.replies.append(b"OK" if does == OK else ErrorReply(does))
 
 
@@ -295,8 +297,14 @@ def test_a_refusal_after_a_lost_reply_is_unknown() -> None:
 class Steps:
     """A request that a test answers by hand."""
 
-    def __init__(self, requests: Requests, commands: Sequence[Command[Any]], level: str | None = None) -> None:
-        self.generator = requests.exchange(commands, level, TIMEOUT)
+    def __init__(
+        self,
+        requests: Requests,
+        commands: Sequence[Command[Any]],
+        level: str | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.generator = requests.exchange(commands, level, timeout)
         self.effect: Any = next(self.generator)
 
     def opened(self, wire: Wire, reused: bool = False) -> None:
@@ -365,6 +373,53 @@ def test_a_server_without_levels_is_an_error_only_when_one_was_asked_for() -> No
     with pytest.raises(ServerError, match="knows no consistency levels") as caught:
         steps.done()
     assert caught.value.outcome is Outcome.NOT_APPLIED
+
+
+def test_a_server_is_told_of_short_deadlines_and_not_again_if_it_knows_none() -> None:
+    world = World({})
+    wire = Wire(HOME[0])
+    wire.greeted = True
+    read = command(Safety.READ)
+    get = b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n"
+
+    ample = Steps(world.requests, [read], timeout=TIMEOUT)
+    ample.opened(wire)
+    assert ample.effect.data == get
+    ample.replied(b"v")
+    assert ample.wait() == [b"v"]
+
+    # Half of 2 s, for another node could be asked; nine tenths of it, for the reply has a way to go.
+    short = Steps(world.requests, [read, read], timeout=2.0)
+    short.opened(wire)
+    assert short.effect.data == b"*2\r\n$11\r\nEW.DEADLINE\r\n$3\r\n900\r\n" + get + get
+    short.replied(b"OK", b"v", b"w")
+    assert short.wait() == [b"v", b"w"]
+
+    old = Steps(world.requests, [read], timeout=2.0)
+    old.opened(wire)
+    old.replied(ErrorReply("ERR unknown command 'EW.DEADLINE', with args beginning with: "), b"v")
+    assert old.wait() == [b"v"]
+    again = Steps(world.requests, [read], timeout=2.0)
+    again.opened(wire)
+    assert again.effect.data == get
+
+
+def test_what_came_before_a_loss_counts_with_a_deadline_too() -> None:
+    world = World({})
+    wire = Wire(HOME[0])
+    wire.greeted = True
+    steps = Steps(world.requests, [command(Safety.READ), command(Safety.REPEATABLE)], timeout=1.0)
+    steps.opened(wire)
+    steps.effect.replies.extend([b"OK", b"v"])
+    steps.lost()
+    assert isinstance(steps.effect, Discard)
+    steps.done()
+    other = Wire(steps.effect.address)
+    other.greeted = True
+    steps.opened(other)
+    assert b"GET" not in steps.effect.data
+    steps.replied(b"OK", b"OK")
+    assert steps.wait() == [b"v", b"OK"]
 
 
 def test_an_idle_connection_that_had_ended_says_nothing_of_the_node() -> None:

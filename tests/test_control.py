@@ -17,7 +17,7 @@ from everwrite.server.control import WAIT_SECONDS_MAX
 from everwrite.server.info import SECTIONS
 from everwrite.server.resp import encode
 from tests.reference.resp_twin import children
-from tests.serving import Peer, Serving, served
+from tests.serving import Peer, Serving, request, served
 from tests.support import eventually
 
 REDIS_CLI = shutil.which("redis-cli")
@@ -262,3 +262,18 @@ def test_redis_benchmark_runs(host: Serving) -> None:
     tests = "ping_inline,ping_mbulk,set,get,incr,sadd,hset,mset"
     lines = run(REDIS_BENCHMARK, "-p", str(host.port), "-n", "500", "-c", "10", "-P", "4", "-t", tests, "--csv")
     assert len(lines.splitlines()) == 1 + len(tests.split(","))
+
+
+def test_a_deadline_bounds_the_next_wait_alone(tmp_path: Path) -> None:
+    with served(tmp_path) as host, host.connect() as one, host.connect() as two:
+        one.send(request("EW.DEADLINE", 50) + request("WAIT", 1, 0))
+        two.send(request("WAIT", 1, 0))
+        eventually(lambda: len(host.waits) == 2)
+        assert sorted(seconds for _, _, seconds, _ in host.waits) == [0.05, 3600.0]
+        for _, _, _, done in host.waits:
+            host.call(done, 0)
+        assert [one.reply(), one.reply(), two.reply()] == [b"+OK\r\n", b":0\r\n", b":0\r\n"]
+        one.send(request("WAIT", 1, 7))
+        eventually(lambda: len(host.waits) == 3)
+        assert host.waits[-1][2] == 0.007
+        host.call(host.waits[-1][3], 0)

@@ -60,6 +60,14 @@ _TABLE: Final = {
     """,
 }
 _SAFETY: Final = {name: safety for safety, names in _TABLE.items() for name in names.split()}
+_OF_CONNECTIONS: Final = {
+    b"AUTH": "give username= and password= to the client",
+    b"EW.CONSISTENCY": "give consistency= to the call or to the client",
+    b"EW.DEADLINE": "give timeout= to the call or to the client",
+    b"HELLO": "the client has said it already",
+    b"QUIT": "close the client instead",
+    b"RESET": "the client keeps its connections as they must be",
+}
 # With one of these, what is told or done depends on what was there before.
 _CONDITIONS: Final = frozenset((b"NX", b"XX", b"GT", b"LT", b"GET"))
 _CONDITIONAL: Final = {"set": 3, "expire": 3, "pexpire": 3, "expireat": 3, "pexpireat": 3}
@@ -130,6 +138,8 @@ def execute(*args: Arg, **options: Unpack[Options]) -> Command[Any]:
     """
     if not args:
         raise TypeError("execute: expected a command, as in execute('STRLEN', b'key')")
+    if (advice := _OF_CONNECTIONS.get(word(args[0]).upper())) is not None:
+        raise ValueError(f"execute: {args[0]!r} would change a connection that other calls use, too: {advice}")
     return _command(args, _as_is, options)
 
 

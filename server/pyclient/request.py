@@ -285,8 +285,14 @@ class Requests:
         while progress.left:
             start = len(progress.replies)
             stop = min(start + PIECE_COMMANDS_MAX, len(progress.commands))
-            data = b"".join(map(packed, progress.words(start, stop)))
-            yield Talk(data, progress.replies, stop, until)
+            words = list(progress.words(start, stop))
+            bound = wire.deadline_words(until - self._now(), progress.level)
+            replies: list[Any] = []
+            try:
+                yield Talk(b"".join(map(packed, bound + words)), replies, len(bound) + len(words), until)
+            finally:
+                wire.accept_deadline(replies[: len(bound)])
+                progress.replies += replies[len(bound) :]
 
     def _safety(self, progress: _Progress) -> Safety:
         """What counts for sending again: without an id, what would need one may not be."""

@@ -21,6 +21,11 @@ __all__ = ["Identity", "Wire"]
 ID_BYTES: Final = 16
 SLOT_BYTES: Final = 10
 
+# How long a server lets a request wait for other replicas unless told otherwise (`request_timeout_ms`).
+SERVER_WAIT_SECONDS: Final = 2.0
+# Of the time that is left: so that what the server says in the end still arrives.
+SERVER_SHARE: Final = 0.9
+
 _NOT_YET: Final = object()
 
 
@@ -51,6 +56,7 @@ class Wire:
         self.level: str | None = None
         self.level_of_server: str | None = None
         self.greeted = False
+        self._knows_deadlines = True
         self._slot = b""
         self._number = 0
         self._reader = hiredis.Reader(replyError=ErrorReply, notEnoughData=_NOT_YET)
@@ -71,6 +77,16 @@ class Wire:
             if not isinstance(reply, hiredis.PushNotification):
                 replies.append(reply)
         return True
+
+    def deadline_words(self, seconds: float, level: str | None) -> list[tuple[Arg, ...]]:
+        """The command that tells the server how long the next one may wait; none where it wouldn't wait longer."""
+        if seconds >= SERVER_WAIT_SECONDS or not self._knows_deadlines or (level or self.level_of_server) == "ONE":
+            return []
+        return [("EW.DEADLINE", max(1, int(seconds * SERVER_SHARE * 1000)))]
+
+    def accept_deadline(self, replies: Sequence[Any]) -> None:
+        """Look at the reply to `deadline_words`: a server without deadlines isn't told any again."""
+        self._knows_deadlines &= not any(isinstance(reply, ErrorReply) for reply in replies)
 
     def next_id(self, entropy: Callable[[int], bytes]) -> bytes:
         """A new id for EW.ONCE: a random name of this connection, and a number that grows.

@@ -13,7 +13,7 @@ import pytest
 
 import everwrite
 from everwrite.errors import Outcome
-from tests.cluster.processes import HOST, Node, running_node
+from tests.cluster.processes import HOST, Node, running_node, running_region
 from tests.support import eventually
 
 TIMEOUT = 30.0  # a bound, far above what anything takes
@@ -144,3 +144,38 @@ def test_increments_are_exact_while_their_node_is_killed(tmp_path: Path, backend
         with everwrite.Client(address(node), timeout=TIMEOUT) as client:
             assert client.counter(b"n").value() == workers * each * amount
             assert list(client.keys()) == [b"n"]
+
+
+def test_levels_of_a_region_and_what_is_told_when_it_has_no_quorum(tmp_path: Path) -> None:
+    with running_region(tmp_path) as region:
+        addresses = [address(node) for node in region.nodes]
+        with everwrite.Client(addresses, timeout=TIMEOUT, consistency="LOCAL_QUORUM") as client:
+            client.put(b"k", b"v")
+            for each in addresses:
+                with everwrite.Client(each, timeout=TIMEOUT) as other:
+                    assert other.get(b"k", consistency="local_quorum") == b"v"
+            assert client.get(b"k", consistency="ALL") == b"v"
+            assert client.counter(b"n").increment(2) == 2
+
+            region.nodes[0].process.kill()
+            for number in range(20):
+                client.put(b"k", b"%d" % number)
+                assert client.get(b"k") == b"%d" % number
+            eventually(lambda: refusal(client, "ALL").required == 3, what="a level that needs all is refused")
+
+            region.nodes[1].process.kill()
+            error = eventually(lambda: refusal(client, "LOCAL_QUORUM"), what="a quorum is refused")
+            assert (error.required, error.alive, error.outcome) == (2, 1, Outcome.NOT_APPLIED)
+            assert client.get(b"k", consistency="ONE") == b"19"
+
+
+def refusal(client: everwrite.Client, level: str) -> everwrite.Unavailable:
+    """How a write at this level is refused, once the survivors have noticed that too few are left."""
+    while True:
+        try:
+            client.put(b"refused", b"", consistency=level)
+        except everwrite.Unavailable as error:
+            return error
+        except (everwrite.WriteTimeout, everwrite.ReadTimeout):
+            continue
+        raise AssertionError(f"a write at {level} was acknowledged")
