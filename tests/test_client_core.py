@@ -279,6 +279,17 @@ def test_an_increment_whose_node_stays_away_is_unknown() -> None:
     assert not set(world.asked) & set(AWAY)
 
 
+def test_the_node_that_may_have_it_is_asked_until_it_can_tell() -> None:
+    world = World({address: [BREAKS_AFTER, LOADING, UNAVAILABLE, UNAVAILABLE] for address in HOME})
+    assert outcome_of(world, Safety.ONCE) == b"OK"
+    assert world.applied == 1
+    assert len(set(world.asked)) == 1
+    world = World({address: [BREAKS_AFTER] + [UNAVAILABLE] * 1000 for address in HOME})
+    error = outcome_of(world, Safety.ONCE)
+    assert isinstance(error, Unavailable)
+    assert error.outcome is Outcome.UNKNOWN
+
+
 def test_ids_are_of_one_connection_and_grow() -> None:
     entropy = random.Random(1).randbytes
     one, other = Wire(HOME[0]), Wire(HOME[0])

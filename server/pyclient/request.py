@@ -314,11 +314,11 @@ class Requests:
         progress.tried.add(address)
         progress.failures[address] = str(error)
         progress.refusal = error
-        if remedy is Remedy.OTHER_REGION:
+        if remedy is Remedy.OTHER_REGION and progress.only is None:
             progress.without.add(self.router.region_of(address))
         else:
             self.router.failed(address, self._now())
-        if self.router.wait(self._now(), without_regions=progress.without) > 0:
+        if progress.only is None and self.router.wait(self._now(), without_regions=progress.without) > 0:
             # Nobody else can be asked at once, and whoever asks wants to know.
             return Remedy.NONE
         progress.replies.clear()

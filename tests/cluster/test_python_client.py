@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -83,10 +83,10 @@ def test_many_tasks_lose_a_node_and_none_is_left_waiting(pair: tuple[Node, Node]
 
 
 class Killer:
-    """Kills a node with SIGKILL, and starts it again, each time that so many increments are done."""
+    """Kills nodes in turn with SIGKILL, each time that so many increments are done, and starts them again."""
 
-    def __init__(self, node: Node, every: int, times: int) -> None:
-        self.node = node
+    def __init__(self, nodes: Sequence[Node], every: int, times: int) -> None:
+        self.nodes = nodes
         self.every = every
         self.times = times
         self.done = 0
@@ -100,18 +100,21 @@ class Killer:
             if self.done % self.every == 0:
                 self._ready.release()
 
-    def run(self) -> None:
-        for _ in range(self.times):
+    def run(self, until: Callable[[], object] = lambda: None) -> None:
+        """Do so; `until` returns when the next one may be killed."""
+        for turn in range(self.times):
             assert self._ready.acquire(timeout=TIMEOUT)
-            self.node.process.kill()
-            self.node.start()
+            node = self.nodes[turn % len(self.nodes)]
+            node.process.kill()
+            node.start()
+            until()
 
 
 @pytest.mark.parametrize("backend", ["blocking", "trio", "asyncio"])
 def test_increments_are_exact_while_their_node_is_killed(tmp_path: Path, backend: str) -> None:
     workers, each, amount = 8, 100, 3
     with running_node(tmp_path) as node, ThreadPoolExecutor(workers + 1) as threads:
-        killer = Killer(node, every=workers * each // 4, times=2)
+        killer = Killer([node], every=workers * each // 4, times=2)
         killing = threads.submit(killer.run)
         if backend == "blocking":
             with everwrite.Client(address(node), timeout=TIMEOUT) as client:
@@ -167,6 +170,30 @@ def test_levels_of_a_region_and_what_is_told_when_it_has_no_quorum(tmp_path: Pat
             error = eventually(lambda: refusal(client, "LOCAL_QUORUM"), what="a quorum is refused")
             assert (error.required, error.alive, error.outcome) == (2, 1, Outcome.NOT_APPLIED)
             assert client.get(b"k", consistency="ONE") == b"19"
+
+
+def test_increments_are_exact_while_nodes_of_a_region_are_killed(tmp_path: Path) -> None:
+    workers, each, amount = 6, 100, 3
+    # What nodes wait for each other at most: not what this is about, and machines may be slow.
+    patient = f"--request-timeout-ms={1000 * TIMEOUT:.0f}"
+    with running_region(tmp_path, 3, patient) as region, ThreadPoolExecutor(2 * workers) as threads:
+        addresses = [address(node) for node in region.nodes]
+        # A client starts at any node: with several, more than one node is in use when it dies.
+        clients = [everwrite.Client(addresses, timeout=TIMEOUT) for _ in range(workers)]
+        killer = Killer(region.nodes[:2], every=workers * each // 3, times=2)
+
+        def work(client: everwrite.Client) -> None:
+            for _ in range(each):
+                client.counter(b"n").increment(amount)
+                killer.count()
+
+        killing = threads.submit(killer.run, region.wait_connected)
+        for running in [threads.submit(work, client) for client in clients]:
+            running.result()
+        killing.result()
+        assert clients[0].counter(b"n").value(consistency="ALL") == workers * each * amount
+        for client in clients:
+            client.close()
 
 
 def refusal(client: everwrite.Client, level: str) -> everwrite.Unavailable:
