@@ -52,7 +52,6 @@ from everwrite.server.connection cimport (
 from everwrite.server.cursors cimport cursors_free, cursors_init
 from everwrite.server.levels cimport LeveledConnections
 from everwrite.server.lookahead cimport Lookahead, look_ahead
-from everwrite.server.once_commands cimport run_once
 from everwrite.server.poller cimport Interest, poller_pause, poller_take
 from everwrite.server.replies cimport is_word, reply_status
 from everwrite.server.resp cimport REPLY_BYTES_MAX, Parsed, Reply, parser_next, reply_error, reply_raw
@@ -502,10 +501,7 @@ cdef class Frontend(LeveledConnections):
                 run_command(self.store, command, &self.call)
                 if command.family == Family.FAMILY_WRITE:
                     timestamp = self.store.last_timestamp()
-                    # An answer that is given again is as little acknowledged as the write was that it is of.
-                    if timestamp != self.seen_timestamp or (
-                        command.run == run_once and not self.acknowledged(c, timestamp)
-                    ):
+                    if timestamp != self.seen_timestamp or self.rests_on_unheld(c, start, timestamp):
                         self.seen_timestamp = c.last_write_timestamp = timestamp
                         if self.is_shared(c, command):
                             self.note_write(c, start)

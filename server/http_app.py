@@ -189,6 +189,9 @@ class _Routes:
         await self.node.coordination.before([key], level)
         if self.store.delete(key):
             await self._written(level)
+        else:
+            # That nothing is there may be due to a delete that isn't acknowledged yet.
+            await self.node.coordination.after(self.store.last_timestamp, level)
         return Response(status_code=204)
 
     async def _written(self, level: Level | None) -> None:

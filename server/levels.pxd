@@ -76,6 +76,13 @@ cdef class LeveledConnections(Connections):
         """Whether this node's writes up to there are held as widely as the connection's level wants."""
         return timestamp <= (self.all_held if self.level_of(c) == LEVEL_ALL else self.quorum_held)
 
+    cdef inline bint rests_on_unheld(self, const Connection* c, size_t start, uint64_t timestamp) noexcept nogil:
+        """Of a write that changed nothing and was replied to at `start`: may it be due to one that isn't acknowledged?
+
+        "It is there already" promises as much as "it is there now". An error promises nothing.
+        """
+        return not self.acknowledged(c, timestamp) and c.output.size > start and c.output.data[start] != b"-"
+
     # Let the replicas be asked for the keys of the commands from the start of `data` on; the store is locked.
     # False: the first one is refused, which was replied.
     cdef bint ask(self, Connection* c, const uint8_t* data, size_t size) noexcept nogil

@@ -186,7 +186,6 @@ REPLICATION: Final[Mapping[str, Family]] = {
     "asks_speculative": _counter("region_asks_speculative", "Questions sent to one more replica, as one was slow."),
     "answers": _counter("region_answers", "Answers to this node's questions."),
     "answers_given": _counter("region_answers_given", "Questions of other nodes that this one answered."),
-    "answers_behind": _counter("region_answers_behind", "Answers of replicas that lacked what this node had for long."),
     "repairs": _counter("region_repairs", "Keys of which an answer brought what this node lacked."),
 }
 REQUIRED = _gauge("region_replicas_required", "How many of the region's nodes a level needs.", "level")
@@ -210,6 +209,12 @@ PEER: Final[Mapping[str, Family]] = {
     ),
     "receive_lag_changes": _gauge(
         "replication_receive_lag_changes", "Changes that the peer has yet to send to this node.", *_PEER
+    ),
+    "alive": _gauge("region_peer_alive", "1 while this node of the region can take part in a quorum, else 0.", *_PEER),
+    "phi": _gauge(
+        "region_peer_phi",
+        "How surely this node of the region is down, by its heartbeats; above 8 it is suspected.",
+        *_PEER,
     ),
     "unacked_bytes": _gauge("replication_unacked_bytes", "Bytes sent to the peer and not acknowledged.", *_PEER),
     "connections": _counter("replication_connections", "Connections made with the peer.", *_PEER),

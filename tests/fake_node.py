@@ -135,6 +135,8 @@ def fake_peer(**changes: Any) -> dict[str, Any]:
         "acked": (1_700_000_000_500 << 16) | 3,
         "receive_lag_seconds": 0.1,
         "receive_lag_changes": 0,
+        "alive": True,
+        "phi": 0.5,
         "unacked_bytes": 100,
         "connections": 2,
         "errors": {"clock_drift": 1},

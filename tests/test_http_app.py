@@ -144,6 +144,7 @@ def test_replicas_are_asked_before_and_waited_for_after(query: str, level: Level
         ("before", [b"a"], level, held),
         ("after", 2, level, {}),
         ("before", [b"a"], level, {}),
+        ("after", 2, level, {}),
     ]
     assert node.written == 2
 

@@ -63,6 +63,8 @@ def scrape(node: FakeNode) -> dict[tuple[str, frozenset[tuple[str, str]]], float
         ("everwrite_region_replicas_required", {"level": "ALL"}, 5),
         ("everwrite_region_asks_total", {}, 12),
         ("everwrite_region_repairs_total", {}, 3),
+        ("everwrite_region_peer_phi", PEER, 0.5),
+        ("everwrite_region_peer_alive", PEER, 1),
         ("everwrite_replication_lag_seconds", PEER, 0.25),
         ("everwrite_replication_lag_changes", PEER, 12),
         ("everwrite_replication_sending", PEER, 1),
@@ -83,10 +85,11 @@ def test_build_info_names_the_node() -> None:
 
 def test_unknown_figures_are_left_out() -> None:
     node = FakeNode()
-    node.peers = [fake_peer(receive_lag_seconds=None, lag_changes=None)]
+    node.peers = [fake_peer(receive_lag_seconds=None, lag_changes=None, phi=None)]
     names = {name for name, _ in scrape(node)}
     assert "everwrite_replication_receive_lag_seconds" not in names
     assert "everwrite_replication_lag_changes" not in names
+    assert "everwrite_region_peer_phi" not in names
     assert "everwrite_replication_lag_seconds" in names
 
 
