@@ -42,6 +42,10 @@ class FailureDetector:
         variance = math.fsum((interval - self._mean) ** 2 for interval in self._intervals) / count
         self._deviation = max(self._deviation_min, math.sqrt(variance))
 
+    def excuse(self, now: float, seconds: float) -> None:
+        """Let so much of the silence not count: nobody listened."""
+        self._last = min(now, self._last + seconds)
+
     def phi(self, now: float) -> float:
         """How sure it is that the peer has failed: -log10 of the probability that its heartbeat is still to come."""
         deviations = (now - self._last - self._mean) / self._deviation

@@ -38,7 +38,8 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=1):
     """Who speaks, and how far it has applied each origin's log.
 
     From the node that dials, `applied` is also where it wants the stream to start.
-    `now_ms` is the speaker's wall clock, Unix milliseconds.
+    `now_ms` is the speaker's wall clock, Unix milliseconds; `members` are the nodes of the speaker's region as it is
+    configured, itself among them, sorted.
     """
 
     protocol: Unsigned
@@ -50,6 +51,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag=1):
     now_ms: Unsigned
     applied: Vector
     software: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    members: tuple[Name, ...] = ()
 
 
 class Batch(msgspec.Struct, array_like=True, frozen=True, tag=2):

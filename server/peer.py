@@ -236,6 +236,13 @@ class PeerTable:
                 return self._strangers.setdefault(identity, Peer(identity.region, identity.node, None))
         return self._strangers.setdefault(None, Peer("unknown", None, None))
 
+    def members(self, own: Identity) -> tuple[str, ...]:
+        """The nodes of the own region by configuration, sorted; empty when one has no name there."""
+        near = [peer for peer in self._peers if peer.region == own.region and peer.address is not None]
+        if any(peer.any_node for peer in near):
+            return ()
+        return tuple(sorted([own.node, *(peer.node for peer in near if peer.node is not None)]))
+
     def region_positions(self, origin: int) -> dict[str, int]:
         """How far each other region has acknowledged the updates of `origin`."""
         return region_positions(

@@ -7,6 +7,7 @@ are configured with its region.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -63,12 +64,13 @@ class Completeness:
         """Look whether this node has caught up, given what is committed here; True when something was written."""
         if self.complete or len(self._told) < self._needed:
             return False
-        # What other regions write isn't acknowledged here, and they may be out of reach.
+        # What other regions write isn't acknowledged here, and they may be out of reach. What this very process has
+        # written it has, though it isn't in `committed` before something else is.
         names = origin_names(self._store)
         for applied in self._told.values():
             for origin, timestamp in applied.items():
                 region = names[origin][0] if origin in names else self._region
-                if region == self._region and committed.get(origin, 0) < timestamp:
+                if region == self._region and origin != self._store.origin and committed.get(origin, 0) < timestamp:
                     return False
         self._store.system_set(self._name, msgspec.msgpack.encode(self._store.origin))
         self.complete = True
@@ -99,6 +101,8 @@ class Region:
         self._repairs = 0
         self.uncommitted = False  # something was joined that no commit covers yet
         self._shown: RegionChanged | None = None
+        self._settings = settings
+        self._event_at = math.inf
 
     # -- what the replicator drives ---------------------------------------------------------------
 
@@ -153,6 +157,7 @@ class Region:
 
     def tick(self, now: float) -> None:
         """Do what is due."""
+        self._notice_pause(now)
         self._take(self._asks.tick(now, self._available(now)))
 
     def next_time(self, now: float) -> float | None:
@@ -167,6 +172,7 @@ class Region:
 
     def note_changes(self, now: float) -> None:
         """At the end of an event: say what has changed."""
+        self._notice_pause(now)
         if not self._members and self._shown is not None:
             return
         held = sorted((peer.acked.get(self._store.origin, 0) for peer in self._members), reverse=True)
@@ -197,6 +203,17 @@ class Region:
         }
 
     # -- within -----------------------------------------------------------------------------------
+
+    def _notice_pause(self, now: float) -> None:
+        """This node's own heartbeats are events, too: where these are missing it was this node that stood still.
+
+        Then what came meanwhile isn't read yet, and says nothing against who sent it.
+        """
+        pause, self._event_at = now - self._event_at, now
+        if pause > 2 * self._settings.region_heartbeat_interval:
+            for peer in self._members:
+                if peer.receiver is not None:
+                    peer.receiver.failure.excuse(now, pause)
 
     def _forget(self, at: tuple[int, int]) -> None:
         conversation = self._conversations.pop(at, None)

@@ -40,7 +40,7 @@ from everwrite.server.region import Region
 from everwrite.server.replicated_store import ReplicatedStore
 from everwrite.server.reports import Reporter, announce_origin
 from everwrite.server.sender import Sender
-from everwrite.server.session import Identity, Role, Session, check_clock, check_hello, check_history
+from everwrite.server.session import Identity, Role, Session, check_clock, check_hello, check_history, check_members
 from everwrite.server.settings import ReplicationSettings
 from everwrite.server.topology import Topology, mesh
 
@@ -134,22 +134,19 @@ class Replicator:
             self._schedule_dial(now, peer)
         return self._finish(now)
 
-    def received(self, now: float, connection: int, data: bytes | bytearray) -> list[Effect]:
-        """Bytes have arrived, in any division."""
+    def received(self, now: float, connection: int, data: bytes | bytearray | None) -> list[Effect]:
+        """Bytes have arrived, in any division; None: go on with those that have arrived before."""
         link = self._links.get(connection)
         if link is None or self._failed:
             return []
-        link.session.feed(now, data)
+        if data is not None:
+            link.session.feed(now, data)
         self._drain(now, link)
         return self._finish(now)
 
     def resume(self, now: float, connection: int) -> list[Effect]:
         """Go on with what has arrived before; the answer to a `Resume`."""
-        link = self._links.get(connection)
-        if link is None or self._failed:
-            return []
-        self._drain(now, link)
-        return self._finish(now)
+        return self.received(now, connection, None)
 
     def disconnected(self, now: float, connection: int, reason: str) -> list[Effect]:
         """A connection is gone. Unknown and closed ones are ignored."""
@@ -350,6 +347,7 @@ class Replicator:
             self._store.now_ms(),
             self.settings.max_clock_drift_ms,
         )
+        check_members(hello, self.identity, self.peers.members(self.identity))
         issued = max(self._store.last_timestamp, self._store.applied.get(self._store.origin, 0))
         check_history(hello, session.who, self._store.origin, issued)
         session.accept_hello(hello)
@@ -434,7 +432,7 @@ class Replicator:
         own = self.identity
         hello = Hello(
             PROTOCOL_VERSION, own.cluster, own.region, own.node, store.store_id, store.origin, store.now_ms(),
-            applied, self._software,
+            applied, self._software, self.peers.members(own),
         )  # fmt: skip
         self._effects.append(SendFrame(session.connection, session.encode(hello)))
         return applied

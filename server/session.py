@@ -41,6 +41,7 @@ __all__ = [
     "check_clock",
     "check_hello",
     "check_history",
+    "check_members",
 ]
 
 
@@ -210,6 +211,19 @@ def check_hello(
             cause="protocol",
         )
     check_clock(who, hello.now_ms, now_ms, max_clock_drift_ms)
+
+
+def check_members(hello: Hello, own: Identity, own_members: tuple[str, ...]) -> None:
+    """Raise `PeerError` when a peer of the own region counts other nodes as the region's than this node does.
+
+    Their majorities could have no node in common, and what one acknowledges the other would miss.
+    """
+    if hello.region == own.region and hello.members and own_members and hello.members != own_members:
+        raise PeerError(
+            f"peer {hello.region}/{hello.node} holds that its region is {', '.join(hello.members)}, and this node that "
+            f"it is {', '.join(own_members)}: configure each node of a region with all the others as peers",
+            cause="region_mismatch",
+        )
 
 
 def check_history(hello: Hello, who: str, own_origin: int, issued: int) -> None:

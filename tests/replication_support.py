@@ -69,7 +69,12 @@ class Node:
         self.replicator = Replicator(
             self.store,
             self.identity,
-            [PeerAddress(self.network.region_of.get(peer, peer), None, peer) for peer in self.peers],
+            [
+                PeerAddress(region, f"{peer}-0", peer)
+                if (region := self.network.region_of.get(peer))
+                else PeerAddress(peer, None, peer)
+                for peer in self.peers
+            ],
             rng=random.Random(self.store.store_id),
             settings=self.network.settings,
         )

@@ -45,6 +45,7 @@ MESSAGES: st.SearchStrategy[Message] = st.one_of(
         now_ms=UNSIGNED,
         applied=VECTOR,
         software=st.text(st.characters(codec="utf-8"), max_size=60),
+        members=st.lists(NAME, max_size=4).map(tuple),
     ),
     st.builds(Batch, sequence=UNSIGNED, changes=UNSIGNED, last_timestamp=UNSIGNED, data=st.binary(max_size=2000)),
     st.builds(Ack, sequence=UNSIGNED, applied=VECTOR),
@@ -169,7 +170,18 @@ def test_a_frame_of_the_limit_passes() -> None:
 
 ORIGIN, TIMESTAMP = 0xA1B2C3D4_0001, 1_700_000_000_000 << 16 | 5
 EXAMPLES: list[Message] = [
-    Hello(PROTOCOL_VERSION, "test", "us", "us-0", 0xA1B2C3D4, ORIGIN, 1_700_000_000_000, {ORIGIN: TIMESTAMP}, "0.1.0"),
+    Hello(
+        PROTOCOL_VERSION,
+        "test",
+        "us",
+        "us-0",
+        0xA1B2C3D4,
+        ORIGIN,
+        1_700_000_000_000,
+        {ORIGIN: TIMESTAMP},
+        "0.1.0",
+        ("us-0", "us-1"),
+    ),
     Batch(1, 2, TIMESTAMP, b"\x01\x02\x03"),
     Ack(1, {ORIGIN: TIMESTAMP}),
     Heartbeat(1_700_000_000_000, TIMESTAMP, 0, True),

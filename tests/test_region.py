@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from everwrite.errors import ReadOnlyError
 from everwrite.server.messages import Ask, Batch, Heartbeat
-from everwrite.server.region import quorum_of
+from everwrite.server.region import Completeness, quorum_of
 from everwrite.server.region_asks import AnswerTimes, RegionAsks, Step
 from everwrite.server.settings import ReplicationSettings
-from tests.replication_support import Network, Node, messages, one_region, two_regions
+from tests.fake_store import EPOCH_MS, FakeStore
+from tests.replication_support import Network, Node, errors, messages, one_region, two_regions
 
 SETTINGS = ReplicationSettings()
 
@@ -265,11 +266,41 @@ def test_a_silent_replica_is_suspected_long_before_its_connection_ends() -> None
     network.run_until(lambda: shown(a) == (3, 3, False), seconds=8.0)
 
 
+def test_a_node_that_stood_still_itself_suspects_nobody() -> None:
+    network, [a, *_] = one_region(3)
+    network.now += 5.0
+    for peer in a.replicator.peers:
+        for link in (peer.receiver, peer.sender):
+            assert link is not None
+            link.session.received_at = network.now  # else the connections time out
+    a.call("timer")
+    assert shown(a) == (3, 3, False)
+    # From here on silence counts again.
+    for _ in range(6):
+        network.now += 0.19
+        a.call("timer")
+    assert shown(a) == (3, 1, False)
+
+
 def test_peers_of_other_regions_are_no_replicas() -> None:
     network, us, _ = two_regions()
     [status] = us.replicator.statuses(network.now)
     assert status["alive"] is None
     assert status["phi"] is not None
+
+
+def test_nodes_that_count_differently_refuse_each_other() -> None:
+    network = Network()
+    network.region_of = dict.fromkeys(("us-a", "us-b", "us-c"), "us")
+    a = network.add("us-a", [])
+    b, c = network.add("us-b", ["us-a", "us-c"]), network.add("us-c", ["us-a", "us-b"])
+    network.run(3.0)
+    for node in (b, c):
+        assert errors(node)["peer_region_mismatch"] > 0
+        assert shown(node) == (3, 1, True)
+    assert errors(a)["region_mismatch"] > 0
+    told = next(log for log in a.logs if log.event == "region_mismatch")
+    assert "holds that its region is us-a-0, us-b-0, us-c-0, and this node that it is us-a-0: configure" in told.message
 
 
 # -- asking -------------------------------------------------------------------------------------------
@@ -417,6 +448,16 @@ def test_a_node_that_loses_nothing_needs_nobody() -> None:
     nodes[0].store.crash()
     nodes[0].boot()
     assert not nodes[0].region[-1].recovering
+
+
+def test_what_a_node_has_written_since_it_started_is_nothing_to_wait_for() -> None:
+    store = FakeStore(1, lambda: EPOCH_MS)
+    completeness = Completeness(store, "us", 1)
+    committed = dict(store.applied)
+    timestamp = store.set(b"key", b"value")
+    completeness.told(0, {store.origin: timestamp})
+    assert completeness.check(committed)
+    assert completeness.complete
 
 
 def test_a_node_that_may_have_lost_its_end_counts_again_when_it_has_it_back() -> None:

@@ -148,7 +148,9 @@ class Node:
         for peer in self.peers:
             if self.store.durability != "always" or not peer.up:
                 continue
-            acked = next(dict(other.acked) for other in peer.replicator.peers if other.matches(self.identity))
+            known = next(other for other in peer.replicator.peers if other.matches(self.identity))
+            # The peer may not have heard yet that this is another store than before.
+            acked = dict(known.acked) if known.origin is not None and known.origin >> 16 == self.disk.number else {}
             for origin, timestamp in acked.items():
                 self.durable[origin] = max(self.durable.get(origin, 0), timestamp)
 
