@@ -7,7 +7,13 @@ from everwrite.clock cimport Vector
 from everwrite.coding cimport Buffer, Slice
 from everwrite.files cimport Files
 from everwrite.merge_iterator cimport Merge
-from everwrite.state cimport Head
+from everwrite.state cimport Head, Row
+
+
+cdef enum Collected:
+    KEPT = 0
+    DROPPED = 1
+    SLIMMED = 2
 
 
 cdef class Collector:
@@ -15,8 +21,11 @@ cdef class Collector:
     cdef Merge elements
     cdef Head head
     cdef Buffer prefix
+    cdef Buffer slimmed                 # the head that `looks` put in the place of another
 
-    cdef int takes(self, Slice key, Slice value, BlockCache cache) noexcept nogil
+    cdef int looks(self, Slice key, Slice value, BlockCache cache) noexcept nogil
+    cdef bint _is_behind(self, const Row* row) noexcept nogil
+    cdef int _slims(self) noexcept nogil
     cdef int _without_elements(self, Slice key, BlockCache cache) noexcept nogil
 
 

@@ -20,9 +20,11 @@ from everwrite.merge_iterator cimport (
 from everwrite.state cimport (
     KIND_NONE,
     SPACE_USER,
+    Row,
     element_key,
     head_deadline,
     head_decode,
+    head_encode,
     head_free,
     head_init,
     head_kind,
@@ -69,15 +71,20 @@ def pick_all(tables):
 
 
 cdef class Collector:
-    """Which heads a merge leaves out: nothing is alive of their keys, and all that they tell lies behind the horizon.
+    """What a merge leaves out because it lies behind the horizon: heads of dead keys, and rows of others.
 
-    A head goes only when no element is left of its key, in a merge of all tables: `elements` is a second merge of
-    the same. Heads with counters or their floors stay: an origin that was away goes on from its old total.
+    A head goes when nothing is alive of its key, all that it tells lies behind the horizon, and no element is left of
+    its key, in a merge of all tables: `elements` is a second merge of the same. Heads with counters or their
+    floors stay: an origin that was away goes on from its old total.
+
+    A row goes when the horizon covers its context and it has nothing else. Not from a key that has held elements: where
+    a store is salvaged without its horizon, their dots must lie inside the context.
     """
 
     def __cinit__(self, horizon):
         vector_init(&self.horizon)
         buffer_init(&self.prefix)
+        buffer_init(&self.slimmed)
         head_init(&self.head)
         vector_load(&self.horizon, horizon)
 
@@ -85,27 +92,54 @@ cdef class Collector:
         merge_free(&self.elements)
         vector_free(&self.horizon)
         buffer_free(&self.prefix)
+        buffer_free(&self.slimmed)
         head_free(&self.head)
 
-    cdef int takes(self, Slice key, Slice value, BlockCache cache) noexcept nogil:
-        """Whether this entry is such a head: 1, 0, or a negative error."""
+    cdef int looks(self, Slice key, Slice value, BlockCache cache) noexcept nogil:
+        """What becomes of this entry: a `Collected`, or a negative error."""
         cdef size_t i
         if key.data[0] != SPACE_USER or head_decode(&self.head, value) < 0:
-            return 0
+            return Collected.KEPT
         if head_kind(&self.head) != KIND_NONE or head_deadline(&self.head):
-            return 0
+            return self._slims()
         for i in range(self.head.size):
-            if self.head.rows[i].counter or self.head.rows[i].floor:
-                return 0
-            if not vector_covers(&self.horizon, self.head.rows[i].origin, self.head.rows[i].context):
-                return 0
+            if not self._is_behind(&self.head.rows[i]):
+                return self._slims()
         if self.head.collection_count == 0:
-            return 1
+            return Collected.DROPPED
         for i in range(<size_t>self.head.collection_count):
             if self.head.collections[i].levels:
                 # Its index of ranks has entries.
-                return 0
+                return Collected.KEPT
         return self._without_elements(slice_of(key.data + 1, key.size - 1), cache)
+
+    cdef bint _is_behind(self, const Row* row) noexcept nogil:
+        return not row.counter and not row.floor and vector_covers(&self.horizon, row.origin, row.context)
+
+    cdef int _slims(self) noexcept nogil:
+        """The decoded head without the rows that the horizon speaks for."""
+        cdef const Row* row
+        cdef size_t kept = 0
+        cdef size_t i
+        if not self.head.has_register or self.head.collection_count:
+            return Collected.KEPT
+        for i in range(self.head.size):
+            row = &self.head.rows[i]
+            # The dots of what the head holds lie inside its own context.
+            if (
+                not self._is_behind(row)
+                or row.origin == self.head.dot.origin
+                or (self.head.has_expiry and row.origin == self.head.expiry_dot.origin)
+            ):
+                self.head.rows[kept] = row[0]
+                kept += 1
+        if kept == self.head.size:
+            return Collected.KEPT
+        self.head.size = kept
+        self.slimmed.size = 0
+        if head_encode(&self.head, &self.slimmed) < 0:
+            return Status.ERR_MEMORY
+        return Collected.SLIMMED
 
     cdef int _without_elements(self, Slice key, BlockCache cache) noexcept nogil:
         cdef Slice found
@@ -118,11 +152,11 @@ cdef class Collector:
         while status == 1:
             found = merge_key(&self.elements)
             if found.size < self.prefix.size or memcmp(found.data, self.prefix.data, self.prefix.size) != 0:
-                return 1
+                return Collected.DROPPED
             if not merge_removed(&self.elements):
-                return 0
+                return Collected.KEPT
             status = merge_next(&self.elements, cache)
-        return status if status < 0 else 1
+        return status if status < 0 else Collected.DROPPED
 
 
 cdef int _copy(
@@ -131,16 +165,19 @@ cdef int _copy(
     cdef uint8_t nothing = 0
     cdef int status = merge_seek(m, cache, slice_of(&nothing, 0))
     cdef bint removed
+    cdef int looked = Collected.KEPT
     cdef int written
+    cdef Slice value
     while status == 1:
         removed = merge_removed(m)
-        if collects and not removed:
-            written = collector.takes(merge_key(m), merge_value(m), cache)
-            if written < 0:
-                return written
-            removed = written == 1
+        if collects:
+            looked = Collected.KEPT if removed else collector.looks(merge_key(m), merge_value(m), cache)
+            if looked < 0:
+                return looked
+            removed = removed or looked == Collected.DROPPED
         if not (drop_removed and removed):
-            written = writer.add(merge_key(m), merge_value(m), removed)
+            value = buffer_slice(&collector.slimmed) if looked == Collected.SLIMMED else merge_value(m)
+            written = writer.add(merge_key(m), value, removed)
             if written < 0:
                 return written
         status = merge_next(m, cache)

@@ -8,7 +8,7 @@ that it covers, and that isn't there, is over.
 """
 
 from everwrite.change cimport CHANGE_FULL_STATE, PART_HEAD, put_change
-from everwrite.clock cimport Dot, Vector, vector_dict, vector_raise
+from everwrite.clock cimport Dot, Vector, vector_dict, vector_get, vector_raise
 from everwrite.coding cimport (
     Buffer, Slice, buffer_free, buffer_init, buffer_slice, put_slice, put_u8, put_u64, put_varint, slice_of,
 )
@@ -149,7 +149,10 @@ cdef class HorizonKeyspace(AsideKeyspace):
         if not head_kind(&self.theirs) and not head_deadline(&self.theirs):
             return 1
         for i in range(horizon.size):
-            if head_context(&self.theirs, horizon.rows[i].origin) < horizon.rows[i].context:
+            # This store's own horizon speaks for rows that collection has left out.
+            if max(
+                head_context(&self.theirs, horizon.rows[i].origin), vector_get(&self.horizon, horizon.rows[i].origin)
+            ) < horizon.rows[i].context:
                 break
         else:
             return 1

@@ -26,7 +26,7 @@ from everwrite.change cimport (
     put_change,
     put_register,
 )
-from everwrite.clock cimport Dot, dot_compare, vector_covers, vector_free, vector_init, vector_raise
+from everwrite.clock cimport Dot, dot_compare, vector_covers, vector_free, vector_get, vector_init, vector_raise
 from everwrite.coding cimport (
     Reader,
     Slice,
@@ -163,13 +163,17 @@ cdef class Keyspace(ElementStore):
 
     cdef int delta_begin(self) noexcept nogil:
         cdef Dot dot
+        cdef uint64_t previous = head_context(&self.head, self.own_origin)
         if self.refused:
             return self.refused
+        if previous == 0 and self.head.size:
+            # Collection may have left the row out.
+            previous = vector_get(&self.horizon, self.own_origin)
         dot.origin = self.own_origin
         dot.timestamp = self.clock.tick()
         self.delta.size = 0
         self.large.size = 0
-        return put_change(&self.delta, 0, dot, head_context(&self.head, self.own_origin), buffer_slice(&self.key))
+        return put_change(&self.delta, 0, dot, previous, buffer_slice(&self.key))
 
     cdef int delta_end(self) noexcept nogil:
         cdef Change change

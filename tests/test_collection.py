@@ -153,6 +153,20 @@ def test_counters_keep_their_floors() -> None:
         assert db.verify().ok
 
 
+def test_an_index_of_ranks_goes_with_its_elements() -> None:
+    with open_store(1) as db:
+        db.sorted_set(b"z").update({b"%d" % number: float(number) for number in range(3000)})
+        db.sequence(b"q").extend([b"%d" % number for number in range(3000)])
+        assert db.sorted_set(b"z").rank(b"2000") == 2000
+        assert db.sequence(b"q")[2000] == b"2000"
+        assert db.statistics()["rank_indexes_made"] == 2
+        db.sorted_set(b"z").clear()
+        while db.sequence(b"q"):
+            db.sequence(b"q").pop()
+        collected(db)
+        assert db.stats()["table_entries"] == 0
+
+
 def test_what_is_alive_or_not_yet_stable_stays() -> None:
     one, two = open_store(1), open_store(2)
     keys = fill_all(one, b"")
