@@ -1,22 +1,17 @@
-"""An ordered byte-string map: memory table, immutable sorted tables, merge iterator, flush, compaction.
+"""An ordered byte-string map: memory table, immutable sorted tables, merge iterator.
 
 Knows nothing of clocks or data types. Keys to 132,000 bytes, values to 512 MiB.
 
-Thread safety: every method is serialised by the caller (the store's lock), except
-`flush_frozen`, `compact`, `frozen_count` and `statistics`, which run on other threads beside
-them (and beside each other).
-Invariants: only `freeze` and `close` change `active`. A table file is in the manifest before a
-version lists it, and leaves the manifest before it is removed.
+Thread safety: every method is serialised by the caller (the store's lock); lsm_files.pxd names those that run on other
+threads beside them.
 """
 
 from libc.stdint cimport uint64_t
 
-from everwrite.block_cache cimport BlockCache
 from everwrite.coding cimport Slice
-from everwrite.files cimport Files
-from everwrite.memtable cimport Entry, Memtable
-from everwrite.table_format cimport Table
-from everwrite.versions cimport Exchange, Version, Versions
+from everwrite.lsm_files cimport LsmFiles
+from everwrite.memtable cimport Entry
+from everwrite.versions cimport Version
 
 
 cdef struct Pin:
@@ -31,39 +26,8 @@ cdef void pin_init(Pin* pin) noexcept nogil
 cdef void pin_release(Pin* pin) noexcept nogil
 
 
-cdef class Lsm:
-    cdef Memtable* active
-    cdef Versions versions             # what lies below it
-    cdef uint64_t seed
-    cdef uint64_t empty_epoch          # of the versions while they list nothing: nothing older to look for
-    cdef size_t memtable_bytes
-    cdef bint mapped_reads
-    cdef size_t set_aside              # so many of the newest frozen tables were frozen without a checkpoint
-    cdef size_t set_aside_bytes
-    cdef Files files
-    cdef BlockCache cache
-    cdef str folder
-    cdef readonly bytes checkpoint     # the newest installed one; b"" in a fresh store
-    cdef bint closed
-    # One flush and one compaction may run at once; what they share is under `manifest_lock`.
-    cdef object flush_lock
-    cdef object compact_lock
-    cdef object manifest_lock
-    cdef object manifest               # what is on the disk
-    cdef dict collected                # the horizon that the newest merge of all tables went by
-    cdef object frozen_checkpoints     # one for each frozen table, oldest first; None: it waits for the next one
-    cdef readonly uint64_t next_number
-    cdef readonly uint64_t flushes
-    cdef readonly uint64_t compactions
-    cdef readonly uint64_t bytes_put           # keys and values handed to put and remove
-    cdef readonly uint64_t bytes_flushed       # of the files that flushes have written
-    cdef readonly uint64_t bytes_compacted     # of those that compactions have
+cdef class Lsm(LsmFiles):
     cdef unsigned long long noted_epoch        # of the versions when the cache was last told of their tables
-    # A version that was held for a read and is kept for the next one, so that a read needn't take the versions' mutex.
-    # Whoever exchanges versions takes it away. `kept_epoch` is the newest version's when it was held.
-    cdef void* kept
-    cdef unsigned long long kept_epoch
-    cdef bint keeps
     cdef uint64_t ahead[64]                    # fixed hashes of keys that are being fetched, by their seeded hashes
 
     # 1 found, 0 absent, negative error. *value stays valid until the pin is released, but,
@@ -114,23 +78,8 @@ cdef class Lsm:
     cdef Version* _take_filled(self) noexcept nogil
     cdef Version* _take_version(self) noexcept nogil
     cdef void _return_version(self, Version* version) noexcept nogil
-    cdef void _drop_kept(self) noexcept nogil
     cdef void _note_tables(self, const Version* version) noexcept nogil
     cdef int _renew(self, LsmIterator* it) noexcept nogil
     cdef int _prepare(self, LsmIterator* it, Slice* key) noexcept nogil
     cdef int _skip_removed(self, LsmIterator* it, int status) noexcept nogil
     cdef int _skip_removed_back(self, LsmIterator* it, int status) noexcept nogil
-    cdef Table* _open_table(self, object info) except? NULL
-    cdef object _install(self, object info, tuple tables, object checkpoint, Exchange* change)
-    # Python level:
-    # Lsm(files, folder, *, memtable_bytes, block_cache_bytes)
-    # freeze(checkpoint: bytes | None): the active table becomes immutable, a new one takes writes;
-    #     `checkpoint` is the caller's description of the state up to here; None: flushed with the next that has one.
-    # frozen_count() -> int; flushable_bytes() -> int; set_aside_count() -> int: frozen since the newest checkpoint
-    # flush_frozen() -> bool: write the oldest frozen tables, up to the first with a checkpoint, to one file,
-    #     install it and the checkpoint (background)
-    # compact() -> bool: merge tables when there are too many (background); False when there was nothing to do
-    # compact_all() -> bool: merge all tables into one; False when there was nothing to do
-    # collect(): close, and remove where they were merged, the table files that nobody reads any more
-    # statistics() -> dict[str, int]
-    # close(): what wasn't flushed is gone; it is in the caller's log
