@@ -338,6 +338,7 @@ class Lab:
             round_trip_ms=self._plan.round_trip_ms(source, target),
             cut=source.region != target.region and self._links[source.node, target.node].is_cut,
             connected=bool(peer.get("sending")),
+            standby=bool(peer.get("standby")),
             lag_seconds=peer.get("lag_seconds"),
             lag_changes=peer.get("lag_changes"),
         )

@@ -78,7 +78,8 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "f
     """The way of changes from one node to another.
 
     `lag_seconds` is the age of the oldest change that `target` hasn't acknowledged, `lag_changes` how many of them
-    there are; None when `source` doesn't answer or doesn't know.
+    there are; None when `source` doesn't answer or doesn't know. `standby`: changes get to `target` through another
+    node of its region.
     """
 
     source: str
@@ -86,6 +87,7 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "f
     round_trip_ms: int
     cut: bool
     connected: bool
+    standby: bool = False
     lag_seconds: float | None
     lag_changes: int | None
 

@@ -159,9 +159,12 @@ class Peer:
         self.origin = origin
         self.acked = dict(applied)
 
-    def status(self, now: float, own_origin: int, local_changes: int, alive: bool | None) -> dict[str, Any]:
+    def status(
+        self, now: float, own_origin: int, local_changes: int, alive: bool | None, *, standby: bool = False
+    ) -> dict[str, Any]:
         """The peer as /v1/status and the metrics show it. `local_changes`: made here since the start; `alive`:
-        whether it counts for a quorum, None when it is of another region."""
+        whether it counts for a quorum, None when it is of another region; `standby`: it gets this node's changes
+        from another node of its region, so that no lag is known."""
         receiving = self.receiver is not None and self.receiver.session.hello is not None
         sender = self.sender
         last_error = self.last_error
@@ -173,8 +176,9 @@ class Peer:
             "sending": sender is not None,
             "receiving": receiving,
             "resyncing": sender is not None and sender.resyncing,
-            "lag_seconds": self.send_lag_seconds(now),
-            "lag_changes": self.send_lag_changes(local_changes),
+            "standby": standby,
+            "lag_seconds": None if standby else self.send_lag_seconds(now),
+            "lag_changes": None if standby else self.send_lag_changes(local_changes),
             "acked": self.acked.get(own_origin, 0),
             "receive_lag_seconds": self.receive_lag_seconds(now),
             "receive_lag_changes": self.receiver.pending if self.receiver is not None else None,

@@ -108,10 +108,13 @@ class Receiver:
         """
         if sequence <= self.acked_sequence:
             return None
-        news = {origin: ts for origin, ts in committed.items() if ts > self._told.get(origin, 0)}
-        self._told.update(news)
         self.acked_sequence = sequence
-        return self.session.encode(Ack(sequence, news))
+        return self.session.encode(Ack(sequence, self._news(committed)))
+
+    def remind(self, committed: Mapping[int, int]) -> bytes | None:
+        """The frame that tells how far this node has come over other links; None when there is nothing new."""
+        news = self._news(committed)
+        return self.session.encode(Ack(self.acked_sequence, news)) if news else None
 
     def heartbeat(self, complete: bool) -> bytes:
         """The frame of a heartbeat."""
@@ -137,6 +140,11 @@ class Receiver:
         return max(0.0, (self._store.now_ms() - (self._behind >> 16)) / 1000)
 
     # -- within -----------------------------------------------------------------------------------
+
+    def _news(self, committed: Mapping[int, int]) -> dict[int, int]:
+        news = {origin: ts for origin, ts in committed.items() if ts > self._told.get(origin, 0)}
+        self._told.update(news)
+        return news
 
     def _take(self, message: Message) -> list[bytes]:
         if isinstance(message, Batch):

@@ -188,6 +188,11 @@ class Region:
             self._shown = shown
             self._emit(shown)
 
+    def others_connected(self) -> frozenset[str]:
+        """The names of the other nodes that could answer for a quorum, those that are only suspected included."""
+        able = (peer for peer in self._members if self._suspected_at(peer) is not None)
+        return frozenset(peer.node for peer in able if peer.node is not None)
+
     def statistics(self) -> dict[str, int]:
         """Flat counters."""
         return {

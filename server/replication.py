@@ -21,9 +21,10 @@ from typing import Any
 from everwrite.errors import EverwriteError, PeerError, StorageError
 from everwrite.server.causes import cause_of
 from everwrite.server.coordinator import AckWaits, Verdict, verdict
-from everwrite.server.effects import Close, Dial, Effect, Fail, Log, Persist, Resolve, Resume, SendFrame, SetTimer
+from everwrite.server.dialler import Dialler
+from everwrite.server.effects import Close, Effect, Fail, Log, Persist, Resolve, Resume, SendFrame, SetTimer
+from everwrite.server.gateways import STANDBY, Gateways
 from everwrite.server.messages import (
-    PROTOCOL_VERSION,
     Answer,
     Ask,
     Batch,
@@ -42,7 +43,6 @@ from everwrite.server.reports import Reporter, announce_origin
 from everwrite.server.sender import Sender
 from everwrite.server.session import Identity, Role, Session, check_clock, check_hello, check_history, check_members
 from everwrite.server.settings import ReplicationSettings
-from everwrite.server.topology import Topology, mesh
 
 __all__ = ["Replicator"]
 
@@ -58,7 +58,6 @@ class Replicator:
         *,
         rng: random.Random,
         settings: ReplicationSettings | None = None,
-        topology: Topology = mesh,
         software: str = "",
     ) -> None:
         self.identity = identity
@@ -66,18 +65,17 @@ class Replicator:
         self.peers = PeerTable(identity.region, peers)
         self.waits = AckWaits()
         self._store = store
-        self._rng = rng
-        self._topology = topology
         self._software = software
         self._reporter = Reporter(store, self.settings.report_interval)
         self._links: dict[int, Receiver | Sender] = {}
         self._peer_of: dict[int, Peer] = {}
-        self._next_connection = 1
         self._effects: list[Effect] = []
         members = [peer for peer in self.peers if peer.region == identity.region]
         self.region = Region(
             store, identity.region, members, self.settings, lambda effect: self._effects.append(effect)
         )
+        self._gateways = Gateways(store, identity, self.peers, self._reporter, self.region)
+        self._dialler = Dialler(self.peers, self.settings, rng, self._gateways.follows)
         self._timer_at: float | None = None
         # The applied vector as of the last commit that has ended, and of the one under way.
         self._committed: dict[int, int] = {}
@@ -92,12 +90,13 @@ class Replicator:
         self._committed = dict(self._store.applied)
         self._guard(now, None, lambda: announce_origin(self._store, self.identity))
         for peer in self.peers:
-            peer.redial_at = peer.behind_since = now
+            peer.behind_since = now
+        self._dialler.arrange(now)
         return self._finish(now)
 
     def accepted(self, now: float, identity: Identity) -> tuple[int, list[Effect]]:
         """A peer has connected and its certificate says `identity`. Returns the connection's number."""
-        connection = self._take_number()
+        connection = self._dialler.take_number()
         session = Session(connection, Role.SENDER, identity, now)
         for old in list(self._links.values()):
             if old.session.hello is None and old.session.role is Role.SENDER and old.session.identity == identity:
@@ -107,14 +106,13 @@ class Replicator:
 
     def dialled(self, now: float, connection: int, identity: Identity) -> list[Effect]:
         """A dial has succeeded and the peer's certificate says `identity`."""
-        peer = self._peer_of.get(connection)
-        if peer is None or peer.dialling != connection:
+        peer = self._dialler.ended(connection)
+        if peer is None:
             return [Close(connection, "no longer wanted")]
-        peer.dialling = peer.dial_deadline = None
+        self._peer_of[connection] = peer
         session = Session(connection, Role.RECEIVER, identity, now)
         receiver = Receiver(session, self._store, self._settings_for(identity))
         self._links[connection] = peer.receiver = receiver
-        peer.retry_soon = True
         try:
             peer.check_certificate(identity, self.identity.cluster)
             peer.node = identity.node
@@ -126,12 +124,9 @@ class Replicator:
 
     def dial_failed(self, now: float, connection: int, reason: str) -> list[Effect]:
         """A dial has failed."""
-        peer = self._peer_of.pop(connection, None)
-        if peer is not None and peer.dialling == connection:
-            peer.dialling = peer.dial_deadline = None
-            peer.retry_soon = True
-            self._note(now, peer, "unreachable", f"can't connect to peer {peer} at {peer.address}: {reason}")
-            self._schedule_dial(now, peer)
+        peer = self._dialler.ended(connection)
+        if peer is not None:
+            self._unreachable(now, peer, reason)
         return self._finish(now)
 
     def received(self, now: float, connection: int, data: bytes | bytearray | None) -> list[Effect]:
@@ -196,8 +191,7 @@ class Replicator:
         self._timer_at = None
         if self._failed:
             return []
-        for peer in self.peers:
-            self._check_dial(now, peer)
+        self._check_dials(now)
         for link in list(self._links.values()):
             self._check_link(now, link)
         self._expire_waits(now)
@@ -209,13 +203,9 @@ class Replicator:
     def stop(self, now: float) -> list[Effect]:
         """Say goodbye to every peer; no effects but those follow."""
         self._stopping = True
+        self._effects += self._dialler.stop()
         for link in list(self._links.values()):
-            self._effects.append(
-                SendFrame(link.session.connection, link.session.encode(Goodbye("stopping", "this node is stopping")))
-            )
-            self._effects.append(Close(link.session.connection, "stopping"))
-            self._drop(now, link)
-        self._effects += [Close(peer.dialling, "stopping") for peer in self.peers if peer.dialling is not None]
+            self._part(now, link, "stopping", "this node is stopping")
         self._expire_waits(math.inf)
         self.region.tick(math.inf)
         return self._finish(now)
@@ -263,8 +253,11 @@ class Replicator:
 
     def statuses(self, now: float) -> list[dict[str, Any]]:
         """The status of each peer."""
-        changes = self._local_changes()
-        return [peer.status(now, self._store.origin, changes, self.region.is_alive(now, peer)) for peer in self.peers]
+        changes, standby = self._local_changes(), self._gateways.reached_otherwise
+        return [
+            peer.status(now, self._store.origin, changes, self.region.is_alive(now, peer), standby=standby(peer))
+            for peer in self.peers
+        ]
 
     def statistics(self) -> dict[str, int]:
         """Flat counters over all peers."""
@@ -311,7 +304,7 @@ class Replicator:
         elif isinstance(message, Goodbye):
             peer = self._peer_of.get(link.session.connection)
             text = f"{link.session.who} has closed the connection: {message.message}"
-            if peer is not None:
+            if peer is not None and message.cause != STANDBY:
                 self._note(now, peer, f"peer_{message.cause}", text)
                 peer.retry_soon = message.cause == "stopping"
             self._effects.append(Close(link.session.connection, text))
@@ -359,14 +352,12 @@ class Replicator:
             self._peer_of[session.connection] = peer
             self._send_hello(session)
             self._told(now, peer, hello)
-            store_ids = self._topology(self._store.store_id, hello.store_id)
+            store_ids = self._gateways.carried(now, peer, link)
             self._send(link, link.begin(now, hello.applied, store_ids, peer.behind_since))
             self._note_resync(link, 0)
             if peer.region == self.identity.region:
                 self._send(link, [link.heartbeat(self.region.completeness.complete)])
-            # The peer is there: don't sit out the back-off.
-            if peer.redial_at is not None and peer.retry_soon:
-                peer.redial_at = now
+            self._dialler.hurry(now, peer)
         else:
             peer = self._peer_of[session.connection]
             peer.connections += 1
@@ -429,12 +420,9 @@ class Replicator:
         applied[store.origin] = max(applied.get(store.origin, 0), store.applied.get(store.origin, 0))
         if not applied[store.origin]:
             del applied[store.origin]
-        own = self.identity
-        hello = Hello(
-            PROTOCOL_VERSION, own.cluster, own.region, own.node, store.store_id, store.origin, store.now_ms(),
-            applied, self._software, self.peers.members(own),
-        )  # fmt: skip
-        self._effects.append(SendFrame(session.connection, session.encode(hello)))
+        members = self.peers.members(self.identity)
+        frame = session.greeting(self.identity, store, applied, self._software, members)
+        self._effects.append(SendFrame(session.connection, frame))
         return applied
 
     def _wake_senders(self, now: float) -> None:
@@ -459,34 +447,34 @@ class Replicator:
     def _local_changes(self) -> int:
         return self._store.statistics().get("local_changes", 0)
 
+    # -- which links there are, and what they carry ----------------------------------------------
+
+    def _arrange_link(self, now: float, link: Receiver | Sender) -> bool:
+        """Let a link carry what it should, or end it when this node doesn't follow the peer; False when it is over."""
+        session = link.session
+        peer = self._peer_of[session.connection]
+        if isinstance(link, Sender):
+            resyncs = link.resyncs
+            self._guard(now, link, lambda: self._send(link, link.carry(now, self._gateways.carried(now, peer, link))))
+            self._note_resync(link, resyncs)
+        elif self._gateways.follows(peer):
+            frame = link.remind(self._committed) if self._gateways.anywhere else None
+            self._send(link, [frame] if frame is not None else [])
+        else:
+            self._part(now, link, STANDBY, "another node of its region follows this node")
+        return session.connection in self._links
+
     # -- dialling, time, ends ---------------------------------------------------------------------
 
-    def _take_number(self) -> int:
-        number = self._next_connection
-        self._next_connection += 1
-        return number
+    def _check_dials(self, now: float) -> None:
+        for peer, close in self._dialler.expire(now):
+            self._effects.append(close)
+            self._unreachable(now, peer, f"no answer within {self.settings.dial_timeout:g} s")
+        self._effects += self._dialler.due(now)
 
-    def _schedule_dial(self, now: float, peer: Peer) -> None:
-        if peer.address is not None and not self._stopping:
-            peer.redial_at = now + peer.backoff(self.settings, self._rng)
-
-    def _check_dial(self, now: float, peer: Peer) -> None:
-        if peer.dialling is not None and peer.dial_deadline is not None and peer.dial_deadline <= now:
-            connection = peer.dialling
-            self._effects.append(Close(connection, "the dial has timed out"))
-            peer.dialling = peer.dial_deadline = None
-            del self._peer_of[connection]
-            self._note(
-                now, peer, "unreachable",
-                f"can't connect to peer {peer} at {peer.address}: no answer within {self.settings.dial_timeout:g} s",
-            )  # fmt: skip
-            self._schedule_dial(now, peer)
-        if peer.redial_at is not None and peer.redial_at <= now and peer.address is not None and not self._stopping:
-            peer.redial_at = None
-            peer.dialling = self._take_number()
-            peer.dial_deadline = now + self.settings.dial_timeout
-            self._peer_of[peer.dialling] = peer
-            self._effects.append(Dial(peer.dialling, peer.address))
+    def _unreachable(self, now: float, peer: Peer, reason: str) -> None:
+        self._note(now, peer, "unreachable", f"can't connect to peer {peer} at {peer.address}: {reason}")
+        self._dialler.schedule(now, peer)
 
     def _check_link(self, now: float, link: Receiver | Sender) -> None:
         session = link.session
@@ -501,6 +489,9 @@ class Replicator:
             return
         if session.heartbeat_at + link.settings.heartbeat_interval <= now:
             self._heartbeat(now, link)
+            self._gateways.read_names()
+            if not self._arrange_link(now, link):
+                return
         if isinstance(link, Sender):
             if link.flush_at is not None and link.flush_at <= now:
                 self._flush(now, link)
@@ -539,8 +530,11 @@ class Replicator:
             self._note(now, peer, cause, message)
         if isinstance(link, Receiver) and cause != "timeout":
             peer.retry_soon = False
-        self._effects.append(SendFrame(session.connection, session.encode(Goodbye(cause, message[:1000]))))
-        self._effects.append(Close(session.connection, message))
+        self._part(now, link, cause, message)
+
+    def _part(self, now: float, link: Receiver | Sender, cause: str, message: str) -> None:
+        self._send(link, [link.session.encode(Goodbye(cause, message[:1000]))])
+        self._effects.append(Close(link.session.connection, message))
         self._drop(now, link)
 
     def _drop(self, now: float, link: Receiver | Sender) -> None:
@@ -557,7 +551,7 @@ class Replicator:
             self.region.link_lost(now, link)
             peer.last_heard = link.session.received_at
             peer.retire_receiver()
-            self._schedule_dial(now, peer)
+            self._dialler.schedule(now, peer)
 
     def _note(self, now: float, peer: Peer, cause: str, message: str) -> None:
         if peer.note_error(cause, message, now, self.settings.log_repeat_interval):
@@ -580,6 +574,11 @@ class Replicator:
                 self._committing = (dict(self._store.applied), marks)
                 self._effects.append(Persist())
         self.region.note_changes(now)
+        if self._gateways.look():
+            self._dialler.arrange(now)
+            for link in list(self._links.values()):
+                if link.session.hello is not None:
+                    self._arrange_link(now, link)
         at = self._next_time(now)
         if at != self._timer_at:
             self._timer_at = at
@@ -590,9 +589,9 @@ class Replicator:
     def _next_time(self, now: float) -> float | None:
         if self._stopping or self._failed:
             return None
-        times: list[float | None] = [self._reporter.due_at(), self.waits.next_deadline(), self.region.next_time(now)]
-        for peer in self.peers:
-            times += (peer.redial_at, peer.dial_deadline)
+        times = [
+            self._reporter.due_at(), self.waits.next_deadline(), self.region.next_time(now), self._dialler.next_time(),
+        ]  # fmt: skip
         for link in self._links.values():
             times += (*link.session.due_times(link.settings), link.flush_at if isinstance(link, Sender) else None)
         return min((at for at in times if at is not None), default=None)

@@ -17,6 +17,7 @@ from everwrite.server.messages import Ack, Answer, Ask, Batch, Heartbeat, KeySta
 from everwrite.server.replicated_store import ReplicatedStore, Stream
 from everwrite.server.session import Local, Session, State
 from everwrite.server.settings import ReplicationSettings
+from everwrite.server.topology import Stalls
 
 __all__ = ["Sender"]
 
@@ -55,6 +56,8 @@ class Sender:
         self.settings = settings
         self._stream: Stream | None = None
         self._resync: Iterator[bytes] | None = None
+        # Which origins reach the peer neither here nor over another link.
+        self.stalls = Stalls(settings.stalled_after)
         self._unacked: deque[_Sent] = deque()
         self._sequence = 0
         self._acked_sequence = 0
@@ -76,6 +79,19 @@ class Sender:
         self.acked = dict(applied)
         self._store_ids = store_ids
         self._waiting_since = now if behind_since is None else behind_since
+        return self._open(now)
+
+    def carry(self, now: float, store_ids: Collection[int] | None) -> list[bytes]:
+        """From now on send what is of these stores; the frames to send first.
+
+        The stream begins again at what the peer has acknowledged: what is on its way may go twice.
+        """
+        if store_ids == self._store_ids:
+            return []
+        self._store_ids = store_ids
+        if self.session.state is not State.STREAMING:
+            return []  # a resync is under way: the stream that follows it is of these stores
+        self.close()
         return self._open(now)
 
     def handle(self, now: float, message: Message) -> list[bytes]:

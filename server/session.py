@@ -10,6 +10,7 @@ should not have taken.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from everwrite.errors import LocalProtocolError, PeerError, ProtocolError
@@ -29,6 +30,7 @@ from everwrite.server.messages import (
     Resync,
     ResyncEnd,
 )
+from everwrite.server.replicated_store import ReplicatedStore
 from everwrite.server.settings import ReplicationSettings
 
 __all__ = [
@@ -318,6 +320,21 @@ class Session:
         """When its silence ends it, and when it has to say something again."""
         dead_at = self.received_at + settings.dead_after
         return (dead_at,) if self.hello is None else (dead_at, self.heartbeat_at + settings.heartbeat_interval)
+
+    def greeting(
+        self,
+        own: Identity,
+        store: ReplicatedStore,
+        applied: Mapping[int, int],
+        software: str,
+        members: tuple[str, ...],
+    ) -> bytes:
+        """The frame of this node's hello, which tells the vector `applied` and the nodes of its region."""
+        hello = Hello(
+            PROTOCOL_VERSION, own.cluster, own.region, own.node, store.store_id, store.origin, store.now_ms(),
+            dict(applied), software, members,
+        )  # fmt: skip
+        return self.encode(hello)
 
     def encode(self, message: Message) -> bytes:
         """The frame of a message, counted as sent."""

@@ -26,6 +26,7 @@ class ReplicationSettings:
     max_clock_drift_ms: int = 500
     # Between nodes of one region.
     region_heartbeat_interval: float = 0.2
+    stalled_after: float = 5.0  # then a peer that gets no more of an origin gets it from whoever has it
     asks_max: int = 256  # questions under way at once
     speculation_min: float = 0.002  # before one more replica is asked
     # See failure.py.

@@ -53,6 +53,7 @@ class Node:
         self.dials: set[int] = set()
         self.generation = 0
         self.sent: list[tuple[float, int, bytes]] = []
+        self.reached: dict[int, Node] = {}  # whom each connection was with
         self.boot()
 
     def make_store(self, store_id: int) -> FakeStore:
@@ -296,6 +297,7 @@ class Network:
             number, effects = target.replicator.accepted(self.now, node.identity)
             theirs = End(self, target, number)
             ours.other, theirs.other = theirs, ours
+            node.reached[connection], target.reached[number] = target, node
             target.perform(effects)
             node.call("dialled", connection, target.identity)
 
@@ -323,6 +325,21 @@ def one_region(count: int, **options: object) -> tuple[Network, list[Node]]:
     assert not any(node.region[-1].recovering for node in nodes)
     network.run(1.5)  # past the first reports
     return network, nodes
+
+
+def regions_of(count: int, **options: object) -> Network:
+    """us, eu and ap with `count` nodes each, called us-a and so on, 1 ms apart in a region and 20 ms across."""
+    network = Network(**options)  # type: ignore[arg-type]
+    names = [f"{region}-{letter}" for region in ("us", "eu", "ap") for letter in "abcde"[:count]]
+    network.region_of = {name: name[:2] for name in names}
+    for one, other in itertools.combinations(names, 2):
+        if one[:2] == other[:2]:
+            network.heal(one, other, 0.001)
+    for name in names:
+        network.add(name, [other for other in names if other != name])
+    network.run_until(lambda: all(n.region and n.region[-1].alive == count for n in network.nodes.values()))
+    network.run(3.0)  # past the first reports, and links that are only there to begin with are gone
+    return network
 
 
 def two_regions(**options: object) -> tuple[Network, Node, Node]:
