@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,6 @@ from everwrite.server.peer import PeerAddress
 from everwrite.server.replication import Replicator
 from everwrite.server.session import Identity
 from everwrite.server.settings import ReplicationSettings
-from everwrite.server.topology import mesh
 from tests.reference.history import History, Pulled
 from tests.reference.replica import Replica
 from tests.reference.vocabulary import Dot, Reply, Request, covers
@@ -77,10 +75,6 @@ class Node:
     def __repr__(self) -> str:
         return self.name
 
-    def topology(self, own_store_id: int, peer_store_id: int) -> Collection[int] | None:
-        """Which origins a link relays."""
-        return mesh(own_store_id, peer_store_id)
-
     # Life and death.
 
     def start(self) -> None:
@@ -110,7 +104,6 @@ class Node:
             [PeerAddress(peer.identity.region, peer.identity.node, peer.name) for peer in self.peers],
             rng=Random(self.world.random.randrange(2**32)),
             settings=self.settings,
-            topology=self.topology,
         )
         try:
             effects = self.replicator.start(self.world.now)

@@ -6,7 +6,7 @@ invoked, whichever node it runs on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +49,6 @@ class RegionNode(Node):
         self.held: dict[int, bytes] = {}
         # Whether it has lost, or may have lost, something that it hasn't got back yet.
         self.lossy = True
-
-    def topology(self, own_store_id: int, peer_store_id: int) -> Collection[int] | None:
-        """Within the region everything is relayed, or each node is heard only from itself."""
-        if not self.scenario.relays:
-            return super().topology(own_store_id, peer_store_id)
-        return self.scenario.store_ids
 
     @property
     def others_needed(self) -> int:
@@ -156,7 +150,6 @@ class QuorumScenario(Scenario):
         self.store_ids = list(range(1, nodes + 1))
         # Who is waited for, and who is going to have what it writes.
         self.ambushes: dict[RegionNode, list[RegionNode]] = {}
-        self.relays = self.random.random() < 0.5
         skewed = self.random.random() < 0.5
         self.acknowledged: dict[bytes, set[Dot]] = {}
         return Plan(
@@ -257,9 +250,8 @@ class QuorumScenario(Scenario):
     def replace(self) -> None:
         """A machine is gone for good; another one takes its place, name and address."""
         node = self.random.choice(self.nodes)
-        # Nobody but the others can give the newcomer what its predecessor wrote; and whoever collects has to be
-        # told that a member is gone.
-        if node.up and self.may_lose(node) and self.relays and not self.plan.collections:
+        # Whoever collects has to be told that a member is gone.
+        if node.up and self.may_lose(node) and not self.plan.collections:
             self.world.count("replacements")
             self.world.tell(f"{node} is replaced")
             number = len(self.store_ids) + 1
