@@ -64,10 +64,12 @@ cdef struct Connection:
     uint64_t ask_number         # of the question that it waits for
     size_t credit               # commands at its head that the replicas have answered for
     size_t answers_received     # by which it was refused
-    uint64_t held_timestamp     # of its newest write that is to be acknowledged
+    uint64_t held_timestamp     # up to which its replies tell of updates that are to be acknowledged, 0: none
+    int held_level              # at which
     Buffer spans                # of `output`, the replies to writes that wait: pairs of size_t, start and end
     int64_t limit_ns            # how long its next command may wait, 0: as long as any
-    int64_t deadline_ns         # monotonic time at which what waits is given up, 0: nothing waits
+    int64_t deadline_ns         # monotonic time at which what it has asked for is given up, 0: nothing
+    int64_t held_deadline_ns    # the same for replies that are held
     int64_t created_ms          # Unix
     int64_t active_ns           # monotonic time of the newest bytes received
     uint64_t commands
@@ -101,6 +103,7 @@ cdef int connection_send(Connection* c) noexcept nogil
 # One recv(2). The number of bytes, 0 when there are none now, -1 at the end or on failure.
 cdef int64_t socket_receive(int descriptor, void* data, size_t size) noexcept nogil
 cdef bint socket_ended(int descriptor) noexcept nogil          # the peer is gone and has sent nothing more
+cdef bint socket_broken(int descriptor) noexcept nogil         # nothing can be sent to the peer any more
 # Drop `used` bytes at the front of the input, and the memory of a large one that is empty.
 cdef void input_drop(Connection* c, size_t used) noexcept nogil
 

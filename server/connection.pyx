@@ -127,6 +127,11 @@ cdef bint socket_ended(int descriptor) noexcept nogil:
     return count == 0 or (count < 0 and errno != EAGAIN and errno != EINTR)
 
 
+cdef bint socket_broken(int descriptor) noexcept nogil:
+    cdef char byte
+    return recv(descriptor, &byte, 1, MSG_DONTWAIT | MSG_PEEK) < 0 and errno != EAGAIN and errno != EINTR
+
+
 cdef void input_drop(Connection* c, size_t used) noexcept nogil:
     if used and used < c.input.size:
         memmove(c.input.data, c.input.data + used, c.input.size - used)

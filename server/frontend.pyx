@@ -45,6 +45,7 @@ from everwrite.server.connection cimport (
     monotonic_ns,
     must_wait,
     output_waiting,
+    socket_broken,
     socket_ended,
     socket_receive,
     unix_ms,
@@ -307,6 +308,8 @@ cdef class Frontend(LeveledConnections):
                 for _n in range(c.replies):
                     reply_status(&self.reply_writer, status)
                 c.spans.size = 0
+                c.held_timestamp = 0
+                c.held_level = 0
                 if self.reply_writer.failed:
                     self.drop(c)
                     continue
@@ -332,7 +335,11 @@ cdef class Frontend(LeveledConnections):
         cdef uint8_t* place = self.received
         if c.state == ConnectionState.CONNECTION_DEAD or c.ready:
             return
-        if must_wait(c) and socket_ended(c.source.descriptor):
+        if c.deferred and socket_ended(c.source.descriptor):
+            self.drop(c)
+            return
+        # One that has only ended its own half still gets its replies, within the time that they may wait.
+        if must_wait(c) and socket_broken(c.source.descriptor):
             self.drop(c)
             return
         if must_wait(c) or c.paused or c.state == ConnectionState.CONNECTION_CLOSING:
@@ -452,6 +459,7 @@ cdef class Frontend(LeveledConnections):
                 return not c.asking
         self.counters.commands_processed += 1
         self.counters.commands_failed += 1
+        c.limit_ns = 0
         c.commands += 1
         c.replies += 1
         if self.reply_writer.failed:
@@ -464,6 +472,7 @@ cdef class Frontend(LeveledConnections):
         cdef Reply* reply = self._begin_reply(c)
         cdef size_t start = c.output.size
         cdef uint64_t timestamp
+        cdef bint changed
         self.counters.commands_processed += 1
         c.commands += 1
         c.replies += 1
@@ -501,10 +510,13 @@ cdef class Frontend(LeveledConnections):
                 run_command(self.store, command, &self.call)
                 if command.family == Family.FAMILY_WRITE:
                     timestamp = self.store.last_timestamp()
-                    if timestamp != self.seen_timestamp or self.rests_on_unheld(c, start, timestamp):
+                    changed = timestamp != self.seen_timestamp
+                    # An answer that is given again is that of a write up to here.
+                    if changed or command.run == run_once:
                         self.seen_timestamp = c.last_write_timestamp = timestamp
-                        if self.is_shared(c, command):
-                            self.note_write(c, start)
+                    # "It is there already" promises as much as "it is there now"; an error promises nothing.
+                    if self.is_shared(c, command) and (changed or c.output.data[start] != b"-"):
+                        self.note_write(c, start, timestamp)
                 c.limit_ns = 0
         if reply.failed:
             # Not even an error reply could be written: the connection would be out of step.

@@ -62,6 +62,10 @@ cdef class LeveledConnections(Connections):
     cdef inline int required(self, int level) noexcept nogil:
         return 1 if level == LEVEL_ONE else self.replicas if level == LEVEL_ALL else self.replicas // 2 + 1
 
+    cdef inline uint64_t reached(self, int level) noexcept nogil:
+        """Up to where enough replicas hold this node's updates."""
+        return self.all_held if level == LEVEL_ALL else self.quorum_held
+
     # Whether the replicas have to take part in this command of the connection.
     cdef inline bint is_shared(self, const Connection* c, const Command* command) noexcept nogil:
         return (
@@ -72,29 +76,19 @@ cdef class LeveledConnections(Connections):
             and self.level_of(c) != LEVEL_ONE
         )
 
-    cdef inline bint acknowledged(self, const Connection* c, uint64_t timestamp) noexcept nogil:
-        """Whether this node's writes up to there are held as widely as the connection's level wants."""
-        return timestamp <= (self.all_held if self.level_of(c) == LEVEL_ALL else self.quorum_held)
-
-    cdef inline bint rests_on_unheld(self, const Connection* c, size_t start, uint64_t timestamp) noexcept nogil:
-        """Of a write that changed nothing and was replied to at `start`: may it be due to one that isn't acknowledged?
-
-        "It is there already" promises as much as "it is there now". An error promises nothing.
-        """
-        return not self.acknowledged(c, timestamp) and c.output.size > start and c.output.data[start] != b"-"
-
     # Let the replicas be asked for the keys of the commands from the start of `data` on; the store is locked.
     # False: the first one is refused, which was replied.
     cdef bint ask(self, Connection* c, const uint8_t* data, size_t size) noexcept nogil
     # Refuse a command that the replicas have not answered for.
     cdef void refuse(self, Connection* c) noexcept nogil
     cdef int _ask_for_record(self, Buffer* question) noexcept nogil
-    # Note the reply of a write, which begins at `start` in the output.
-    cdef void note_write(self, Connection* c, size_t start) noexcept nogil
-    # Hold back what the connection wrote in this round, if it is to be acknowledged.
+    # Note the reply of a write, which begins at `start` in the output and tells of updates up to `timestamp`.
+    cdef void note_write(self, Connection* c, size_t start, uint64_t timestamp) noexcept nogil
+    # Hold back the replies of this round, if they tell of what is to be acknowledged.
     cdef void hold(self, Connection* c) noexcept nogil
     cdef int send_questions(self) except -1
 
+    cdef void _let_go(self, Connection* c) noexcept nogil
     cdef void _release(self) noexcept nogil
     cdef void _give_up(self, Connection* c) noexcept nogil
     cdef void _resume(self, Connection* c) noexcept nogil

@@ -16,6 +16,7 @@ from everwrite.status cimport Status
 cdef enum:
     ASKED_COMMANDS_MAX = 1024       # of one connection at a time
     QUESTION_BYTES_MAX = 1 << 18    # above it the question goes as it is, and the next ones make another
+    COMMAND_BYTES_MAX = 16 << 20    # above it, with what else is asked for, a command is refused
 
 
 cdef class LeveledConnections(Connections):
@@ -77,7 +78,7 @@ cdef class LeveledConnections(Connections):
                 kept += 1
                 continue
             c.asking = False
-            if received < self.required(self.level_of(c)):
+            if c.credit and received < self.required(self.level_of(c)):
                 c.refusal = REFUSAL_READ_TIMEOUT
                 c.answers_received = received
             self._resume(c)
@@ -96,14 +97,15 @@ cdef class LeveledConnections(Connections):
                 kept += 1
                 continue
             c.asking = False
-            c.refusal = REFUSAL_READ_TIMEOUT
-            c.answers_received = 1
+            if c.credit:
+                c.refusal = REFUSAL_READ_TIMEOUT
+                c.answers_received = 1
             self._resume(c)
         self.asking.size = kept
         kept = 0
         for i in range(self.held.size):
             c = self.held.items[i]
-            if c.deadline_ns > now and c.state != ConnectionState.CONNECTION_DEAD:
+            if c.held_deadline_ns > now and c.state != ConnectionState.CONNECTION_DEAD:
                 self.held.items[kept] = c
                 kept += 1
             else:
@@ -138,7 +140,7 @@ cdef class LeveledConnections(Connections):
         cdef Buffer* question = &self.questions[level]
         cdef const Command* command
         cdef size_t at = 0, consumed = 0, key
-        cdef size_t last, asked = 0
+        cdef size_t mark, last, asked = 0
         cdef int status = 0
         if self.recovering or self.alive < self.required(level):
             c.refusal = REFUSAL_UNAVAILABLE
@@ -155,19 +157,28 @@ cdef class LeveledConnections(Connections):
             command = find_command(self.scout.args[0])
             if not self.is_shared(c, command):
                 break
+            mark = question.size
             asked += 1
             last = command.last_key if command.last_key >= 0 else self.scout.count + command.last_key
             key = command.first_key
-            while key <= last and key < self.scout.count and status >= 0:
+            while key <= last and key < self.scout.count and status >= 0 and question.size <= COMMAND_BYTES_MAX:
                 if self.scout.args[key].size <= KEY_BYTES_MAX:
                     status = put_question(self.store, self.scout.args[key], question)
                 key += command.key_step
             if command.run == run_once and self.scout.count > 3 and self.scout.args[1].size == ID_BYTES:
                 status = min(status, self._ask_for_record(question))
+            if question.size > COMMAND_BYTES_MAX:
+                question.size = mark
+                asked -= 1
+                break
         # What is left of an incomplete command is none of the scout's.
         parser_restart(&self.scout)
         if status < 0:
             reply_status(&self.reply_writer, status)
+            return False
+        if asked == 0 and at:
+            reply_error(&self.reply_writer, b"ERR too many keys for one command at this consistency level; nothing was "
+                        b"done: ask for fewer at a time, or at the level ONE")
             return False
         c.credit = asked
         if question.size:
@@ -228,8 +239,16 @@ cdef class LeveledConnections(Connections):
 
     # -- the last phase
 
-    cdef void note_write(self, Connection* c, size_t start) noexcept nogil:
+    cdef void note_write(self, Connection* c, size_t start, uint64_t timestamp) noexcept nogil:
         cdef size_t span[2]
+        if timestamp <= self.reached(self.level_of(c)):
+            return
+        if c.held_timestamp == 0:
+            # The deadline of the question that was before it: a later one has its own.
+            c.held_deadline_ns = c.deadline_ns
+        c.held_timestamp = timestamp
+        # Of the levels at which it wrote in this round the strictest: a later command may change its own.
+        c.held_level = max(c.held_level, self.level_of(c))
         span[0] = start
         span[1] = c.output.size
         if put_bytes(&c.spans, span, sizeof(span)) < 0:
@@ -241,12 +260,19 @@ cdef class LeveledConnections(Connections):
             if not c.asking:
                 c.deadline_ns = 0
             return
-        c.held_timestamp = c.last_write_timestamp
-        if c.deadline_ns == 0:
-            c.deadline_ns = monotonic_ns() + (c.limit_ns if c.limit_ns else self.timeout_ns)
+        if c.held_deadline_ns == 0:
+            c.held_deadline_ns = monotonic_ns() + self.timeout_ns
         c.held = True
         self.level_counters.held += 1
         list_push(&self.held, c)
+
+    cdef void _let_go(self, Connection* c) noexcept nogil:
+        c.held = False
+        c.held_timestamp = 0
+        c.held_level = 0
+        c.held_deadline_ns = 0
+        if not c.asking:
+            c.deadline_ns = 0
 
     cdef void _release(self) noexcept nogil:
         """Send what is acknowledged by now."""
@@ -254,13 +280,12 @@ cdef class LeveledConnections(Connections):
         cdef Connection* c
         for i in range(self.held.size):
             c = self.held.items[i]
-            if not self.acknowledged(c, c.held_timestamp) and c.state != ConnectionState.CONNECTION_DEAD:
+            reached = self.reached(c.held_level)
+            if c.held_timestamp > reached and c.state != ConnectionState.CONNECTION_DEAD:
                 self.held.items[kept] = c
                 kept += 1
                 continue
-            c.held = False
-            if not c.asking:
-                c.deadline_ns = 0
+            self._let_go(c)
             c.spans.size = 0
             if c.state != ConnectionState.CONNECTION_DEAD:
                 self.flush(c)
@@ -270,15 +295,13 @@ cdef class LeveledConnections(Connections):
     cdef void _give_up(self, Connection* c) noexcept nogil:
         """Answer the writes that wait as having an unknown outcome."""
         cdef char text[240]
-        cdef int level = self.level_of(c), required = self.required(level)
+        cdef int level = c.held_level, required = self.required(level)
         cdef int received = 1 if level != LEVEL_ALL or self.quorum_held < c.held_timestamp else self.replicas // 2 + 1
         cdef Buffer before = c.output
         cdef const size_t* span = <const size_t*>c.spans.data
         cdef size_t i, at = 0, count = c.spans.size // (2 * sizeof(size_t))
         cdef int failed = 0
-        c.held = False
-        if not c.asking:
-            c.deadline_ns = 0
+        self._let_go(c)
         if c.state == ConnectionState.CONNECTION_DEAD:
             c.spans.size = 0
             return

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import select
+import socket
+import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -300,21 +303,109 @@ def test_writes_that_are_not_acknowledged_have_an_unknown_outcome(region: Region
         assert region.host.store[b"a"] == value.encode()
 
 
-@pytest.mark.parametrize("phase", ["asking", "held"])
-def test_clients_that_leave_while_they_wait(region: Region, phase: str) -> None:
+def test_clients_that_leave_while_they_wait(region: Region) -> None:
+    """What was received of them is carried out, and nothing of them stays."""
     with region.host.connect() as peer:
         peer.send(request("SET", "k", "v"))
         region.tick(lambda: region.asked)
-        if phase == "held":
-            region.answer()
-            region.tick(lambda: region.count("clients_held"))
-    region.tick(lambda: region.host.frontend.connected_clients == 0)
-    if phase == "asking":
-        region.answer()
-    region.acknowledge(HELD, HELD)
     region.tick()
+    region.answer()
+    region.tick(lambda: region.count("clients_held"))
+    region.acknowledge(HELD, HELD)
+    region.tick(lambda: region.host.frontend.connected_clients == 0)
     assert region.count("clients_asking") == region.count("clients_held") == region.count("buffer_bytes") == 0
-    assert (b"k" in region.host.store) == (phase == "held")
+    assert b"k" in region.host.store
+
+
+def test_clients_that_reset_while_they_wait_are_dropped(region: Region) -> None:
+    with region.host.connect() as peer, region.host.connect() as other:
+        for each in (peer, other):
+            each.send(request("SET", "k", "v"))
+        region.tick(lambda: region.count("clients_asking") == 2)
+        peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.sock.close()
+        region.tick(lambda: region.host.frontend.connected_clients == 1)
+        while region.asked:
+            region.answer()
+        region.tick(lambda: region.count("clients_held") == 1)
+        region.acknowledge(HELD)
+        assert other.reply() == b"+OK\r\n"
+
+
+def test_a_client_that_ends_its_own_half_gets_its_replies(region: Region) -> None:
+    with region.host.connect() as peer:
+        peer.send(request("SET", "k", "v") + request("GET", "k"))
+        peer.sock.shutdown(socket.SHUT_WR)
+        region.tick(lambda: region.asked)
+        region.answer()
+        region.tick(lambda: region.count("clients_held"))
+        region.acknowledge(HELD)
+        region.tick(lambda: region.host.frontend.connected_clients == 0)
+        assert [peer.reply(), peer.reply()] == [b"+OK\r\n", b"$1\r\nv\r\n"]
+        assert peer.ended()
+
+
+@pytest.mark.parametrize("following", [("EW.CONSISTENCY", "ONE"), ("RESET",)])
+def test_replies_wait_at_the_level_at_which_they_were_made(region: Region, following: tuple[str, ...]) -> None:
+    with region.host.connect() as peer:
+        peer.send(request("EW.CONSISTENCY", "ALL") + request("SET", "k", "v") + request(*following))
+        region.tick(lambda: region.asked)
+        assert peer.reply() == b"+OK\r\n"
+        region.answer(3)
+        region.tick(lambda: region.count("clients_held"))
+        region.acknowledge(HELD, 0)
+        assert silent(peer)
+        region.acknowledge(HELD, HELD)
+        assert peer.reply() == b"+OK\r\n"
+        region.tick(lambda: region.count("commands_processed") == 3)
+        peer.reply()
+
+
+@pytest.mark.parametrize("again", [("DEL", "k"), ("SET", "other", "v", "NX"), ("PERSIST", "k"), ("GETDEL", "k")])
+def test_a_write_that_finds_nothing_to_change_waits_for_what_it_has_found(
+    region: Region, again: tuple[str, ...]
+) -> None:
+    region.host.store.put(b"k", b"v")
+    region.acknowledge(region.host.store.last_timestamp)
+    with region.host.connect() as peer, region.host.connect() as other:
+        peer.send(request("DEL", "k") + request("SET", "other", "v"))
+        region.tick(lambda: region.asked)
+        region.answer()
+        region.tick(lambda: region.count("clients_held") == 1)
+        other.send(request(*again))
+        region.tick(lambda: region.asked)
+        region.answer()
+        region.tick(lambda: region.count("clients_held") == 2)
+        region.acknowledge(region.host.store.last_timestamp)
+        assert other.reply() in (b":0\r\n", b"$-1\r\n")
+
+
+def test_a_command_with_more_keys_than_a_question_takes_is_refused(region: Region) -> None:
+    with region.host.connect() as peer:
+        many = [b"%060d" % number for number in range(300_000)]
+        peer.send(request("GET", "k"))
+        peer.send(request("MGET", *many) + request("GET", "k"))
+        region.tick(lambda: region.asked)
+        region.answer()
+        region.tick(lambda: region.asked)
+        assert peer.reply() == b"$-1\r\n"
+        assert peer.reply().startswith(b"-ERR too many keys")
+        region.answer()
+        region.tick(lambda: region.count("keyspace_misses") == 2)
+        assert peer.reply() == b"$-1\r\n"
+
+
+def test_a_deadline_ends_with_a_command_that_is_refused(region: Region) -> None:
+    with region.host.connect() as peer:
+        region.acknowledge(0, alive=1)
+        peer.send(request("EW.DEADLINE", 1) + request("GET", "k"))
+        region.tick(lambda: region.count("unavailable") == 1)
+        region.acknowledge(0)
+        peer.send(request("GET", "k"))
+        region.tick(lambda: region.count("clients_asking") == 1)
+        time.sleep(0.005)
+        region.host.frontend.expire()
+        assert region.count("clients_asking") == 1
 
 
 def test_draining_waits_for_acknowledgements(region: Region) -> None:

@@ -239,7 +239,7 @@ class Region:
             ]
 
     def start(self) -> Self:
-        """Start all nodes and wait until each has both connections with every other."""
+        """Start all nodes and wait until each counts all of them, itself among them, as replicas that can be asked."""
         for node in self.nodes:
             node.start()
         self.wait_connected()
@@ -248,11 +248,11 @@ class Region:
     def wait_connected(self) -> None:
         """Wait until each node has both connections with every other."""
 
-        def connected() -> bool:
-            statuses = [json.loads(http_get(node.http_port, "/v1/status")[1]) for node in self.nodes]
-            return all(peer["connected"] for status in statuses for peer in status["peers"])
+        def complete() -> bool:
+            statuses = [json.loads(http_get(node.http_port, "/v1/status")[1])["replication"] for node in self.nodes]
+            return all(each["region_alive"] == len(self.nodes) and not each["recovering"] for each in statuses)
 
-        eventually(connected, seconds=READY_SECONDS, what="all nodes are connected")
+        eventually(complete, seconds=READY_SECONDS, what="all nodes count as replicas")
 
     def end(self) -> None:
         """End all its processes."""
