@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -381,10 +382,9 @@ def test_a_write_that_finds_nothing_to_change_waits_for_what_it_has_found(
 
 
 def test_a_command_with_more_keys_than_a_question_takes_is_refused(region: Region) -> None:
-    with region.host.connect() as peer:
-        many = [b"%060d" % number for number in range(300_000)]
-        peer.send(request("GET", "k"))
-        peer.send(request("MGET", *many) + request("GET", "k"))
+    many = request("MGET", *(b"%060d" % number for number in range(300_000)))
+    with region.host.connect() as peer, ThreadPoolExecutor(1) as sending:
+        sending.submit(peer.send, request("GET", "k") + many + request("GET", "k"))
         region.tick(lambda: region.asked)
         region.answer()
         region.tick(lambda: region.asked)
