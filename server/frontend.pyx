@@ -12,7 +12,7 @@ other threads meanwhile.
 cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memset, strlen
 from posix.unistd cimport read
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -551,7 +551,7 @@ cdef class Frontend(LeveledConnections):
             reply_error(&self.reply_writer, error)
         else:
             reply_raw(&self.reply_writer, b"-ERR ", 5)
-            self.reply_writer.failed |= put_bytes(&c.output, c.parser.error, _length(c.parser.error))
+            self.reply_writer.failed |= put_bytes(&c.output, c.parser.error, strlen(c.parser.error))
             reply_raw(&self.reply_writer, b"\r\n", 2)
         buffer_free(&c.input)
         c.state = ConnectionState.CONNECTION_CLOSING
@@ -596,9 +596,3 @@ cdef class Frontend(LeveledConnections):
         if self.scratch.capacity > KEPT_BUFFER_BYTES:
             buffer_free(&self.scratch)
         return 0
-
-cdef size_t _length(const char* text) noexcept nogil:
-    cdef size_t size = 0
-    while text[size]:
-        size += 1
-    return size
