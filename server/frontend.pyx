@@ -308,8 +308,7 @@ cdef class Frontend(LeveledConnections):
                 for _n in range(c.replies):
                     reply_status(&self.reply_writer, status)
                 c.spans.size = 0
-                c.held_timestamp = 0
-                c.held_level = 0
+                self.let_go(c)
                 if self.reply_writer.failed:
                     self.drop(c)
                     continue
@@ -511,12 +510,13 @@ cdef class Frontend(LeveledConnections):
                 if command.family == Family.FAMILY_WRITE:
                     timestamp = self.store.last_timestamp()
                     changed = timestamp != self.seen_timestamp
-                    # An answer that is given again is that of a write up to here.
-                    if changed or command.run == run_once:
-                        self.seen_timestamp = c.last_write_timestamp = timestamp
                     # "It is there already" promises as much as "it is there now"; an error promises nothing.
-                    if self.is_shared(c, command) and (changed or c.output.data[start] != b"-"):
-                        self.note_write(c, start, timestamp)
+                    if changed or (
+                        self.is_shared(c, command) and c.output.size > start and c.output.data[start] != b"-"
+                    ):
+                        self.seen_timestamp = c.last_write_timestamp = timestamp
+                        if self.is_shared(c, command):
+                            self.note_write(c, start, timestamp)
                 c.limit_ns = 0
         if reply.failed:
             # Not even an error reply could be written: the connection would be out of step.

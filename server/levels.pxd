@@ -88,7 +88,7 @@ cdef class LeveledConnections(Connections):
     cdef void hold(self, Connection* c) noexcept nogil
     cdef int send_questions(self) except -1
 
-    cdef void _let_go(self, Connection* c) noexcept nogil
+    cdef void let_go(self, Connection* c) noexcept nogil
     cdef void _release(self) noexcept nogil
     cdef void _give_up(self, Connection* c) noexcept nogil
     cdef void _resume(self, Connection* c) noexcept nogil

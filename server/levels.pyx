@@ -266,7 +266,7 @@ cdef class LeveledConnections(Connections):
         self.level_counters.held += 1
         list_push(&self.held, c)
 
-    cdef void _let_go(self, Connection* c) noexcept nogil:
+    cdef void let_go(self, Connection* c) noexcept nogil:
         c.held = False
         c.held_timestamp = 0
         c.held_level = 0
@@ -285,7 +285,7 @@ cdef class LeveledConnections(Connections):
                 self.held.items[kept] = c
                 kept += 1
                 continue
-            self._let_go(c)
+            self.let_go(c)
             c.spans.size = 0
             if c.state != ConnectionState.CONNECTION_DEAD:
                 self.flush(c)
@@ -301,7 +301,7 @@ cdef class LeveledConnections(Connections):
         cdef const size_t* span = <const size_t*>c.spans.data
         cdef size_t i, at = 0, count = c.spans.size // (2 * sizeof(size_t))
         cdef int failed = 0
-        self._let_go(c)
+        self.let_go(c)
         if c.state == ConnectionState.CONNECTION_DEAD:
             c.spans.size = 0
             return
