@@ -315,10 +315,11 @@ def test_a_closed_client_says_so(kind: str, host: Serving, stack: ExitStack) -> 
 class Scripted:
     """A server that answers each connection with the next script: bytes for each thing received, then the end.
 
-    It sends byte by byte, so that no reply arrives whole.
+    It sends byte by byte, so that no reply arrives whole; or, if told so, each answer at once.
     """
 
-    def __init__(self, *scripts: list[bytes]) -> None:
+    def __init__(self, *scripts: list[bytes], whole: bool = False) -> None:
+        self.whole = whole
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.received: list[bytes] = []
@@ -332,8 +333,9 @@ class Scripted:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for answer in script:
                     self.received.append(connection.recv(1 << 16))
-                    for at in range(len(answer)):
-                        connection.sendall(answer[at : at + 1])
+                    step = len(answer) if self.whole else 1
+                    for at in range(0, len(answer), step or 1):
+                        connection.sendall(answer[at : at + step])
 
     def end(self) -> None:
         self._thread.join()
@@ -368,6 +370,15 @@ def test_a_read_whose_reply_is_lost_is_sent_again(kind: str, stack: ExitStack) -
     stack.callback(server.end)
     twin = Twin(kind, stack, f"127.0.0.1:{server.port}")
     assert twin.do(lambda c: c.get(b"k")) == b"v"
+
+
+def test_a_reply_that_nobody_asked_for_is_nobodys_answer(kind: str, stack: ExitStack) -> None:
+    server = Scripted([GREETING, b"$1\r\nv\r\n$6\r\nsecret\r\n", b""], [GREETING, b"$1\r\nw\r\n"], whole=True)
+    stack.callback(server.end)
+    twin = Twin(kind, stack, f"127.0.0.1:{server.port}")
+    assert twin.do(lambda c: c.get(b"k")) == b"v"
+    assert twin.client.statistics()["connections_idle"] == 0
+    assert twin.do(lambda c: c.get(b"l")) == b"w"
 
 
 def test_what_speaks_no_redis_is_named(kind: str, stack: ExitStack) -> None:

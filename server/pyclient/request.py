@@ -161,7 +161,7 @@ class _Progress:
 
     @property
     def safety(self) -> Safety:
-        return max(command.safety for command in self.left)
+        return max((command.safety for command in self.left), default=Safety.READ)
 
     def words(self, start: int, stop: int) -> Iterator[tuple[Arg, ...]]:
         """Some of the commands as they are sent, with their ids."""
@@ -263,7 +263,8 @@ class Requests:
         remedy = self._refused(progress, address)
         if remedy is Remedy.NONE:
             self.router.succeeded(address)
-        yield Release()
+        # A reply that nobody asked for must not become the answer to the next request.
+        yield Release() if wire.settled else Discard()
 
     def _prepare(self, wire: Wire, progress: _Progress, until: float) -> Generator[Effect, Any, None]:
         """Introduce the client, and bring the connection to the level asked for."""

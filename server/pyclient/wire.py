@@ -99,6 +99,11 @@ class Wire:
         self._number += 1
         return self._slot + self._number.to_bytes(ID_BYTES - SLOT_BYTES, "big")
 
+    @property
+    def settled(self) -> bool:
+        """Whether everything that was received has been taken."""
+        return not self._reader.has_data()
+
     def accept(self, greeting: Any) -> None:
         """Look at the reply to `Identity.hello`. Raises what the server said."""
         if isinstance(greeting, ErrorReply):
