@@ -82,7 +82,8 @@ class Gateways:
         assert hello is not None, "before its hello nothing is known of a peer"
         if not self.several:
             return {self._store.store_id, hello.store_id}
-        place, here = Place(hello.region, hello.node), self._store.durable_applied
+        # Not what is durable: without durability `always` streams carry more than that, and it may never become so.
+        place, here = Place(hello.region, hello.node), self._store.applied
         stalled = {origin >> 16 for origin in link.stalls.look(now, link.acked, here)}
         share = self._view.carried(place, hello.store_id, {origin >> 16 for origin in here})
         return share | {store for store in stalled if self._view.may_help(place, store)}

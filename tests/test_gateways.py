@@ -236,6 +236,23 @@ def test_a_node_that_lost_the_end_of_its_log_gets_it_back_from_the_gateway_of_an
         assert followers(network, author, region) == [gateway(network, author, region)]
 
 
+def test_what_never_becomes_durable_by_itself_is_relayed_all_the_same() -> None:
+    network = regions_of(3)
+    gone = network.nodes["us-c"]
+    for node in network.nodes.values():
+        node.store.durable_applied = {}
+        node.store.commit = lambda node=node: setattr(  # type: ignore[method-assign, misc]
+            node.store, "durable", node.store.log_start + len(node.store.log)
+        )
+    network.cut("us-b", "us-c")
+    network.run(10.0)
+    gone.set(b"k", b"v")
+    network.run(1.0)
+    assert network.nodes["us-b"].store.get(b"k") is None
+    gone.halt()
+    network.run_until(lambda: network.nodes["us-b"].store.get(b"k") == b"v", seconds=20.0)
+
+
 def test_regions_of_one_and_of_several_nodes_live_together() -> None:
     network = Network()
     names = ["us-a", "us-b", "us-c", "eu-a", "ap-a", "ap-b"]
