@@ -33,6 +33,7 @@ __all__ = [
     "ProtocolError",
     "ReadOnlyError",
     "ReadTimeout",
+    "Recovering",
     "ServerError",
     "StorageError",
     "TooLargeError",
@@ -223,6 +224,13 @@ class Unavailable(EverwriteError):
         super().__init__(message)
         self.required = required
         self.alive = alive
+
+
+class Recovering(Unavailable):
+    """This node may lack what it once acknowledged, and takes no part until it has caught up; nothing was applied.
+
+    Attributes as those of `Unavailable`. Ask another node of the region.
+    """
 
 
 class WriteTimeout(EverwriteError, TimeoutError):

@@ -6,7 +6,7 @@ hold the same. So a question is the contexts that the asking store has of the ke
 of those keys of which it knows more. It keeps nothing of a question.
 """
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport SIZE_MAX, uint8_t, uint64_t
 from libc.string cimport memcpy
 
 from everwrite.change cimport Change, change_parse, is_part
@@ -26,6 +26,7 @@ from everwrite.parts import as_body, split_state
 cdef enum:
     PAIR_BYTES = 16           # origin and timestamp
     VARINT_BYTES_MAX = 10
+    PIECE_KEYS_MAX = 4096     # of a question, looked at for one piece of its answer
 
 
 cdef struct Item:
@@ -159,11 +160,15 @@ cdef bint _is_covered(Store store, const Item* item) noexcept nogil:
     return True
 
 
-cdef int _next_uncovered(Store store, Reader* r, Item* item) noexcept nogil:
-    """The next item of a valid question of which this store knows more: 1, 0 at the end, or a negative Status."""
+cdef int _next_uncovered(Store store, Reader* r, Item* item, size_t* looks) noexcept nogil:
+    """The next item of a valid question of which this store knows more: 1, or a negative Status.
+
+    0: at the end, or none was found in as many items as `looks` still allows.
+    """
     cdef int status
-    while reader_left(r):
+    while reader_left(r) and looks[0]:
         _next_item(r, item)
+        looks[0] -= 1
         store.lock()
         status = store.failed if store.failed else store.load(SPACE_USER, item.key)
         if status >= 0:
@@ -190,7 +195,8 @@ def answer(Store store not None, bytes question not None, size_t limit=0):
     """The states of the keys of a question that this store knows more of than who asks, for `join_states`.
 
     Returns (states, rest): a large state comes as its parts (`parts.split_state`), each an item of its own. After about
-    `limit` bytes (0: never) the other states are left for `answer(rest)`; `rest` is empty when there are none.
+    `limit` bytes, or a few thousand keys (with 0: never), what is left is for `answer(rest)`, maybe after no state at
+    all; `rest` is empty at the end.
     As safe from a crash as what `open_stream` gives. Raises ProtocolError when the question is malformed.
     """
     cdef Slice asked = slice_of(<const uint8_t*>question, len(question))
@@ -198,6 +204,7 @@ def answer(Store store not None, bytes question not None, size_t limit=0):
     cdef Item item
     cdef Buffer state
     cdef size_t size = 0
+    cdef size_t looks = PIECE_KEYS_MAX if limit else SIZE_MAX
     cdef int status = Status.OK
     with nogil:
         while reader_left(&r) and status == Status.OK:
@@ -211,7 +218,7 @@ def answer(Store store not None, bytes question not None, size_t limit=0):
     try:
         while not limit or size < limit:
             with nogil:
-                status = _next_uncovered(store, &r, &item)
+                status = _next_uncovered(store, &r, &item, &looks)
             store._check(status)
             if status == 0:
                 break

@@ -7,12 +7,13 @@ hands its questions through here; `before` and `after` are the same for whoever 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from everwrite.errors import ReadTimeout, Unavailable, WriteTimeout
+from everwrite.errors import ReadTimeout, Recovering, Unavailable, WriteTimeout
 from everwrite.server.consistency import Level
 from everwrite.server.effects import RegionChanged
 from everwrite.server.frontend import TICK_MORE, TICK_WROTE
@@ -48,6 +49,8 @@ class Coordination:
     ) -> None:
         self.consistency = consistency
         self.region = RegionChanged(1, 1, TIMESTAMP_MAX, TIMESTAMP_MAX)
+        # What `before` and `after` have raised, by the error code of HTTP.
+        self.refusals: Counter[str] = Counter()
         self._store = store
         self._frontend = frontend
         self._replicas = replicas
@@ -74,6 +77,11 @@ class Coordination:
         self._changed.set()
         self._changed = trio.Event()
 
+    @property
+    def recovering(self) -> bool:
+        """Whether this node may lack what it once acknowledged, so that it refuses all levels but ONE."""
+        return self.region.recovering
+
     async def run(self) -> None:
         """Give up what has waited for too long, until cancelled."""
         while True:
@@ -86,14 +94,21 @@ class Coordination:
     async def before(self, keys: Sequence[bytes], level: Level | None = None, seconds: float | None = None) -> None:
         """Bring what enough replicas have of these keys into the store.
 
-        Raises `Unavailable` and `ReadTimeout`; nothing was done then.
+        Raises `Unavailable`, `Recovering` and `ReadTimeout`; nothing was done then.
         """
         level = self.consistency if level is None else level
         region = self.region
         required = level.required(region.replicas)
         if required == 1:
             return
-        if region.recovering or region.alive < required:
+        if region.recovering:
+            self.refusals["recovering"] += 1
+            raise Recovering(
+                "this node is catching up with its region; nothing was done: ask another node, or again soon",
+                required=required, alive=region.alive,
+            )  # fmt: skip
+        if region.alive < required:
+            self.refusals["too_few_replicas"] += 1
             raise Unavailable(
                 "too few replicas of this region are alive; nothing was done: try again, or ask for the level ONE "
                 f"(required {required}, alive {region.alive})",
@@ -115,6 +130,7 @@ class Coordination:
         finally:
             self._asks.pop(token, None)
         if received < required:
+            self.refusals["read_timeout"] += 1
             raise ReadTimeout(
                 "too few replicas answered in time; nothing was done: try again "
                 f"(received {received}, required {required})",
@@ -134,6 +150,7 @@ class Coordination:
         quorum = Level.LOCAL_QUORUM.required(self.region.replicas)
         received = quorum if self.region.quorum_held >= timestamp else 1
         required = level.required(self.region.replicas)
+        self.refusals["write_timeout"] += 1
         raise WriteTimeout(
             "written here, but not acknowledged by enough replicas in time: it still spreads, but whether it survives "
             f"is unknown (received {received}, required {required})",

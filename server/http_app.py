@@ -28,6 +28,7 @@ from everwrite.errors import (
     EverwriteError,
     ReadOnlyError,
     ReadTimeout,
+    Recovering,
     StorageError,
     TooLargeError,
     Unavailable,
@@ -66,6 +67,10 @@ class HttpStore(metrics.MeasuredStore, Protocol):
 class HttpCoordination(Protocol):
     """The part of `coordination.Coordination` that HTTP uses; `level` None: the configured one."""
 
+    @property
+    def recovering(self) -> bool: ...
+    @property
+    def refusals(self) -> Mapping[str, int]: ...
     async def before(self, keys: Sequence[bytes], level: Level | None = None) -> None: ...
     async def after(self, timestamp: int, level: Level | None = None) -> None: ...
 
@@ -140,7 +145,9 @@ class _Routes:
 
     async def readyz(self, _request: Request) -> Response:
         reasons = self.node.ready_reasons()
-        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+        # Ready all the same: a new region's nodes may be started one after the other, each when the last is ready.
+        shown = {"ready": not reasons, "reasons": reasons, "recovering": self.node.coordination.recovering}
+        return _json(shown, 503 if reasons else 200)
 
     async def metrics(self, _request: Request) -> Response:
         return Response(metrics.render(self.node), media_type=metrics.CONTENT_TYPE)
@@ -335,6 +342,9 @@ async def _store_error(_request: Request, error: Exception) -> Response:
     if isinstance(error, TooLargeError):
         return _error(413, "value_too_large", str(error))
     details: dict[str, Any]
+    if isinstance(error, Recovering):
+        details = {"outcome": "not applied", "required": error.required, "alive": error.alive}
+        return _error(503, "recovering", str(error), {"retry-after": "1"}, **details)
     if isinstance(error, Unavailable):
         details = {"outcome": "not applied", "required": error.required, "alive": error.alive}
         return _error(503, "too_few_replicas", str(error), {"retry-after": "1"}, **details)

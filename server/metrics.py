@@ -47,6 +47,13 @@ class MeasuredHttp(Protocol):
     def statistics(self) -> HttpStatistics: ...
 
 
+class MeasuredCoordination(Protocol):
+    """The part of the coordination of levels that is measured."""
+
+    @property
+    def refusals(self) -> Mapping[str, int]: ...
+
+
 class MeasuredNode(Protocol):
     """The part of a node that is measured."""
 
@@ -56,6 +63,8 @@ class MeasuredNode(Protocol):
     def frontend(self) -> MeasuredFrontend: ...
     @property
     def http(self) -> MeasuredHttp: ...
+    @property
+    def coordination(self) -> MeasuredCoordination: ...
     def status(self) -> Mapping[str, Any]: ...
 
 
@@ -169,6 +178,7 @@ HTTP: Final[Mapping[str, Family]] = {
     "connections_refused": _counter("http_connections_refused", "HTTP connections over the limit."),
     "application_errors": _counter("http_failures", "HTTP requests that failed by a defect."),
 }
+REFUSALS = _counter("http_refusals", "HTTP requests that replicas kept from succeeding, by error code.", "code")
 RESPONSES = _counter("http_responses", "HTTP responses sent, by status code.", "code")
 
 # What `Node.status()["replication"]` calls a figure.
@@ -238,6 +248,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     *FRONTEND.values(),
     *HTTP.values(),
     RESPONSES,
+    REFUSALS,
     *STORE.values(),
     CONFLICTS,
     *REPLICATION.values(),
@@ -265,6 +276,8 @@ class _NodeCollector(Collector):
         yield from _node(status)
         yield from _frontend(self.node.frontend)
         yield from _http(self.node.http.statistics())
+        refusals = self.node.coordination.refusals
+        yield from _labelled(REFUSALS, (((code,), count) for code, count in refusals.items()))
         yield from _store(self.node.store.statistics())
         yield from _plain(REPLICATION, status["replication"])
         yield from _region(status["replication"])

@@ -84,6 +84,8 @@ class FakeCoordination:
     def __init__(self, store: FakeStore) -> None:
         self.store = store
         self.events: list[tuple[object, ...]] = []
+        self.recovering = False
+        self.refusals = {"read_timeout": 2}
         self.before_raises: Exception | None = None
         self.after_raises: Exception | None = None
 

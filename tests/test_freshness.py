@@ -217,6 +217,18 @@ def test_what_does_not_fit_in_an_answer_is_left_for_the_next() -> None:
     assert all(one[key] == bytes(1000) for key in keys)
 
 
+def test_a_question_for_many_keys_is_answered_in_pieces_that_don_t_take_long() -> None:
+    one, other = open_store(1), open_store(2)
+    other[b"key-4999"] = other[b"key-5000"] = b"value"
+    rest = one.question(b"key-%d" % number for number in range(10_000))
+    pieces = []
+    while rest:
+        states, rest = answer(other, rest, 1 << 20)
+        pieces.append(one.join_states(states))
+    assert pieces == [0, 2, 0]
+    assert one[b"key-4999"] == one[b"key-5000"] == b"value"
+
+
 # ---- parts ----
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import everwrite
 from everwrite import ReadTimeout, Unavailable, WriteTimeout
+from everwrite.errors import Recovering
 from everwrite.memory_files import MemoryFiles
 from everwrite.server.consistency import Level
 from everwrite.server.http_app import BODIES_BYTES_MAX, KEY_BYTES_MAX, TTL_SECONDS_MAX, VALUE_BYTES_MAX, make_app
@@ -170,6 +171,7 @@ def test_a_wrong_level_does_nothing(method: str, query: str) -> None:
     ("raised", "wanted"),
     [
         (Unavailable("too few", required=2, alive=1), (503, "too_few_replicas", {"required": 2, "alive": 1})),
+        (Recovering("catching up", required=2, alive=3), (503, "recovering", {"required": 2, "alive": 3})),
         (ReadTimeout("no answer", received=1, required=2), (504, "read_timeout", {"received": 1, "required": 2})),
     ],
 )
@@ -259,9 +261,12 @@ def test_an_unexpected_failure_is_a_500_and_is_logged(caplog: pytest.LogCaptureF
 def test_health() -> None:
     node = FakeNode()
     assert call(node, "GET", "/livez") == (200, {"live": True})
-    assert call(node, "GET", "/readyz") == (200, {"ready": True, "reasons": []})
+    assert call(node, "GET", "/readyz") == (200, {"ready": True, "reasons": [], "recovering": False})
+    node.coordination.recovering = True
+    assert call(node, "GET", "/readyz") == (200, {"ready": True, "reasons": [], "recovering": True})
     node.reasons = ["the log can't be written"]
-    assert call(node, "GET", "/readyz") == (503, {"ready": False, "reasons": ["the log can't be written"]})
+    shown = {"ready": False, "reasons": ["the log can't be written"], "recovering": True}
+    assert call(node, "GET", "/readyz") == (503, shown)
     assert call(node, "GET", "/livez") == (200, {"live": True})
 
 

@@ -52,6 +52,7 @@ def scrape(node: FakeNode) -> dict[tuple[str, frozenset[tuple[str, str]]], float
         ("everwrite_command_duration_seconds_count", {"family": "read"}, 8),
         ("everwrite_http_connections", {}, 2),
         ("everwrite_http_responses_total", {"code": "404"}, 1),
+        ("everwrite_http_refusals_total", {"code": "read_timeout"}, 2),
         ("everwrite_replication_tls_failures_total", {}, 6),
         ("everwrite_redis_commands_asked_total", {}, 9),
         ("everwrite_redis_clients_held", {}, 2),
