@@ -239,20 +239,32 @@ class Region:
             ]
 
     def start(self) -> Self:
-        """Start all nodes and wait until each counts all of them, itself among them, as replicas that can be asked."""
+        """Start all nodes and wait until each counts on all of them for a quorum."""
         for node in self.nodes:
             node.start()
-        self.wait_connected()
+        self.wait_whole()
         return self
+
+    def statuses(self) -> list[dict[str, Any]]:
+        """What each node says of itself."""
+        return [json.loads(http_get(node.http_port, "/v1/status")[1]) for node in self.nodes]
 
     def wait_connected(self) -> None:
         """Wait until each node has both connections with every other."""
 
-        def complete() -> bool:
-            statuses = [json.loads(http_get(node.http_port, "/v1/status")[1])["replication"] for node in self.nodes]
-            return all(each["region_alive"] == len(self.nodes) and not each["recovering"] for each in statuses)
+        def connected() -> bool:
+            return all(peer["connected"] for status in self.statuses() for peer in status["peers"])
 
-        eventually(complete, seconds=READY_SECONDS, what="all nodes count as replicas")
+        eventually(connected, seconds=READY_SECONDS, what="all nodes are connected")
+
+    def wait_whole(self) -> None:
+        """Wait until each node counts on all of them for a quorum."""
+
+        def whole() -> bool:
+            figures = [status["replication"] for status in self.statuses()]
+            return all(each["region_alive"] == len(self.nodes) and not each["recovering"] for each in figures)
+
+        eventually(whole, seconds=READY_SECONDS, what="all nodes take part")
 
     def end(self) -> None:
         """End all its processes."""

@@ -18,7 +18,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tests.cluster.processes import HOST, READY_SECONDS, Node, Region, http_get
+from tests.cluster.processes import HOST, READY_SECONDS, Node, Region
 from tests.cluster.quorum_history import Event, History, Outcome
 from tests.support import eventually
 
@@ -369,8 +369,7 @@ class Nemesis:
             time.sleep(self._rng.choice((0, 0.5, 1.0)))
 
     def _recovered(self) -> bool:
-        statuses = [json.loads(http_get(node.http_port, "/v1/status")[1]) for node in self.region.nodes]
-        return not any(status["replication"]["recovering"] for status in statuses)
+        return not any(status["replication"]["recovering"] for status in self.region.statuses())
 
     def _freeze(self, node: Node) -> None:
         process = node.background.process
@@ -397,6 +396,7 @@ def check_end(region: Region, load: Load) -> list[str]:
 
     The reads are added to the history; returned is what couldn't be read at all.
     """
+    region.wait_whole()
     client = Client(region)
     try:
         failed = []
