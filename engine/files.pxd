@@ -31,6 +31,7 @@ cdef class Files:
     # Make the file at least `size` bytes long, new bytes zeros, with all its space reserved: below `size`,
     # no write and no store in a mapping runs out of space. After an error the file may have grown.
     cdef int allocate(self, int handle, uint64_t size) noexcept nogil
+    cdef int write_zeros(self, int handle, uint64_t start, uint64_t end) noexcept nogil    # by `write`
     # A shared mapping of the file's first `size` bytes, of which only those within the file may be touched,
     # also as it grows; NULL: this file can't be mapped, go by `write`. Outlives the handle. Unmap it
     # before the file is truncated to less than what is touched.
@@ -72,7 +73,6 @@ cdef class PosixFiles(Files):
     cdef int64_t _sys_fstat_size(self, int handle) noexcept nogil
     cdef int _sys_rename(self, const char* source, const char* target) noexcept nogil
     cdef int _sys_unlink(self, const char* path) noexcept nogil
-    cdef int _write_zeros(self, int handle, uint64_t offset, uint64_t size) noexcept nogil
 
 
 # The value for Python of a size, or the exception of a negative `Status`. Needs the GIL.

@@ -145,6 +145,15 @@ cdef class Files:
         set_errno(ENOSYS)
         return fault_io("", "reserving space for a file")
 
+    cdef int write_zeros(self, int handle, uint64_t start, uint64_t end) noexcept nogil:
+        cdef uint8_t* zeros = <uint8_t*>calloc(1, ZEROS_BYTES)
+        cdef int status = Status.OK if zeros != NULL else Status.ERR_MEMORY
+        while status == Status.OK and start < end:
+            status = self.write(handle, start, zeros, min(<uint64_t>ZEROS_BYTES, end - start))
+            start += ZEROS_BYTES
+        free(zeros)
+        return status
+
     cdef uint8_t* map(self, int handle, size_t size) noexcept nogil:
         return NULL
 
@@ -458,19 +467,10 @@ cdef class PosixFiles(Files):
             return Status.OK
         while self._sys_fallocate(handle, held, <int64_t>size - held) < 0:
             if errno == EOPNOTSUPP or errno == ENOSYS:
-                return self._write_zeros(handle, <uint64_t>held, size)
+                return self.write_zeros(handle, <uint64_t>held, size)
             if errno != EINTR:
                 return _fault_at(handle, "reserving space for a file")
         return Status.OK
-
-    cdef int _write_zeros(self, int handle, uint64_t offset, uint64_t size) noexcept nogil:
-        cdef uint8_t* zeros = <uint8_t*>calloc(1, ZEROS_BYTES)
-        cdef int status = Status.OK if zeros != NULL else Status.ERR_MEMORY
-        while status == Status.OK and offset < size:
-            status = self.write(handle, offset, zeros, min(<uint64_t>ZEROS_BYTES, size - offset))
-            offset += ZEROS_BYTES
-        free(zeros)
-        return status
 
     cdef uint8_t* map(self, int handle, size_t size) noexcept nogil:
         return <uint8_t*>self._sys_mmap(handle, size)

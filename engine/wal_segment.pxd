@@ -8,6 +8,7 @@ from everwrite.files cimport Files
 cdef struct Segment:
     uint64_t start         # position of its first byte
     uint64_t allocated     # so many bytes of the file have their space reserved
+    uint64_t zeroed        # up to here zeros were written before frames come; 0: to nothing yet
     uint8_t* data          # the mapping; NULL: frames go by write()
     size_t mapped          # length of the mapping
     int handle             # negative: sealed, that is durable, cut to its length and closed
