@@ -35,7 +35,6 @@ class Remedy(enum.Enum):
 
     NONE = "none"
     OTHER_NODE = "other node"  # this one can't serve at the moment
-    OTHER_REGION = "other region"  # none of this region can
 
 
 _NUMBERS: Final = re.compile(r"\((?:required (\d+), alive (\d+)|received (\d+), required (\d+))\)")
@@ -71,9 +70,9 @@ _MAYBE: Final = Outcome.UNKNOWN
 
 # The first pattern that the text begins with decides. The texts are those of docs/protocols/redis.md.
 _KNOWN: Final[tuple[tuple[str, Callable[[str], EverwriteError], Outcome, Remedy], ...]] = (
-    ("UNAVAILABLE ", _unavailable, _NO, Remedy.OTHER_REGION),
+    ("UNAVAILABLE ", _unavailable, _NO, Remedy.OTHER_NODE),
     ("WRITETIMEOUT ", _write_timeout, _MAYBE, Remedy.NONE),
-    ("READTIMEOUT ", _read_timeout, _NO, Remedy.NONE),
+    ("READTIMEOUT ", _read_timeout, _NO, Remedy.OTHER_NODE),
     ("MISCONF Errors writing to the log: the disk is full", ReadOnlyError, _NO, Remedy.OTHER_NODE),
     # The command ran, but its log couldn't be written: a restart may or may not find it.
     ("MISCONF ", StorageError, _MAYBE, Remedy.OTHER_NODE),
@@ -103,7 +102,7 @@ def error_of(text: str) -> tuple[EverwriteError, Remedy]:
     >>> from everwrite.client.replies import error_of
     >>> error, remedy = error_of("UNAVAILABLE no quorum (required 2, alive 1)")
     >>> error.required, error.alive, error.outcome.value, remedy.value
-    (2, 1, 'not applied', 'other region')
+    (2, 1, 'not applied', 'other node')
     """
     found = next((known for known in _KNOWN if text.startswith(known[0])), None)
     make, outcome, remedy = found[1:] if found else (_server_error, _NO, Remedy.NONE)

@@ -147,7 +147,6 @@ class _Progress:
         self.until = until
         self.replies: list[Any] = []
         self.unknown = False  # an attempt that had no reply may have been applied
-        self.without: set[str] = set()  # regions that have said that they can't
         self.tried: set[Address] = set()
         self.connected = False  # any of the attempts
         self.ids: list[bytes] = []  # of the commands that need one, b"" for the others; empty: none was sent yet
@@ -223,8 +222,8 @@ class Requests:
                 wait = self.router.retry_in(only, now) if only in progress.tried else 0.0
                 address: Address | None = only if wait <= 0 else None
             else:
-                address = self.router.choose(now, tried=progress.tried, without_regions=progress.without)
-                wait = self.router.wait(now, without_regions=progress.without) if address is None else 0.0
+                address = self.router.choose(now, tried=progress.tried)
+                wait = self.router.wait(now) if address is None else 0.0
             if address is not None:
                 return address
             if now + wait >= progress.until:
@@ -315,11 +314,8 @@ class Requests:
         progress.tried.add(address)
         progress.failures[address] = str(error)
         progress.refusal = error
-        if remedy is Remedy.OTHER_REGION and progress.only is None:
-            progress.without.add(self.router.region_of(address))
-        else:
-            self.router.failed(address, self._now())
-        if progress.only is None and self.router.wait(self._now(), without_regions=progress.without) > 0:
+        self.router.failed(address, self._now())
+        if progress.only is None and self.router.wait(self._now()) > 0:
             # Nobody else can be asked at once, and whoever asks wants to know.
             return Remedy.NONE
         progress.replies.clear()

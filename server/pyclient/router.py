@@ -44,18 +44,12 @@ class Router:
             for address in addresses:
                 self._nodes[address] = _Node(address, region)
 
-    def choose(
-        self, now: float, *, tried: Collection[Address] = (), without_regions: Collection[str] = ()
-    ) -> Address | None:
+    def choose(self, now: float, *, tried: Collection[Address] = ()) -> Address | None:
         """The node to ask now; None when all have failed and none may be tried again yet.
 
         What a request has `tried` comes after everything else, however long ago that was.
         """
-        usable = [
-            node
-            for node in self._nodes.values()
-            if node.region not in without_regions and (not node.failures or node.retry_at <= now)
-        ]
+        usable = [node for node in self._nodes.values() if not node.failures or node.retry_at <= now]
         if not usable:
             return None
         node = next((node for node in usable if node.address not in tried), usable[0])
@@ -63,16 +57,9 @@ class Router:
             node.retry_at = now + self._pause(node)
         return node.address
 
-    def wait(self, now: float, *, without_regions: Collection[str] = ()) -> float:
-        """Seconds until `choose` has an answer; infinite when every region is left out."""
-        return min(
-            (
-                max(0.0, node.retry_at - now) if node.failures else 0.0
-                for node in self._nodes.values()
-                if node.region not in without_regions
-            ),
-            default=math.inf,
-        )
+    def wait(self, now: float) -> float:
+        """Seconds until `choose` has an answer."""
+        return min(max(0.0, node.retry_at - now) if node.failures else 0.0 for node in self._nodes.values())
 
     def retry_in(self, address: Address, now: float) -> float:
         """Seconds until a request that can go nowhere else may try this node again."""
@@ -88,10 +75,6 @@ class Router:
     def succeeded(self, address: Address) -> None:
         """The node has answered."""
         self._nodes[address].failures = 0
-
-    def region_of(self, address: Address) -> str:
-        """The region that the node was given in."""
-        return self._nodes[address].region
 
     def alone(self, address: Address) -> bool:
         """Whether no other node could be asked at once."""
