@@ -128,19 +128,20 @@ class Region:
         if replica is None or not self._asks.waits_for(answer.number, replica):
             self._forget(at)
             return
-        conversation = self._conversations.pop(at, None) or Conversation()
+        # Noted while it is joined: should that raise, the connection ends, and what it brought is forgotten with it.
+        conversation = self._conversations.setdefault(at, Conversation())
         try:
             if answer.states:
                 self._repairs += self._store.join_piece(answer.states, conversation)
                 self.uncommitted = True
         except ReadOnlyError as error:
             self._emit(Log(logging.WARNING, "disk_full", f"an answer to a question can't be joined: {error}"))
-            self._store.forget_parts(conversation)
+            self._forget(at)
             self._take(self._asks.refused(now, answer.number, replica, self._available(now)))
             return
         if answer.more:
-            self._conversations[at] = conversation
             return
+        del self._conversations[at]
         if not conversation.whole:
             self._store.forget_parts(conversation)
             raise PeerError(f"{link.session.who} ended an answer in the middle of a state", cause="illegal_message")
