@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -13,13 +14,16 @@ import pytest
 from everwrite.server.region import Completeness
 from everwrite.server.replicated_store import ReplicatedStore
 from everwrite.stability import Stability
+from tests.reference.history import History, Pulled
 from tests.reference.model import newer_register
 from tests.reference.model_store import ModelStore
 from tests.reference.replica import Replica
-from tests.reference.vocabulary import Vector
+from tests.reference.vocabulary import Dot, Kind, Request, Vector, Verb, covers
 from tests.simulation import direct
 from tests.simulation.direct import DirectScenario
+from tests.simulation.disks import EngineDisk
 from tests.simulation.runner import SeedFailed, run_seed, run_seeds
+from tests.simulation.world import START_MS
 from tests.support import ROOT
 
 SEEDS = 1000
@@ -180,3 +184,43 @@ def test_the_simulator_finds_reports_taken_out_of_the_stream(monkeypatch: pytest
     monkeypatch.setattr(direct, "STEPS", tuple(steps))
     with pytest.raises(SeedFailed, match=r"must (show|have)"):
         run_seeds("direct", "engine", range(1000))
+
+
+def open_replica(disk: EngineDisk, history: History, pulled: list[Pulled]) -> Replica:
+    replica = Replica(disk.open(START_MS), history, pulled)
+    replica.restarted()
+    return replica
+
+
+def test_the_oracle_follows_a_state_to_the_group_that_it_is_joined_with() -> None:
+    """A state stays with the store when the link that asked for it is lost; another link's group may need it next."""
+    history = History()
+    disks = [EngineDisk(number, Random(number), "always") for number in (1, 2, 3)]
+    pulled: list[Pulled] = []
+    one, two = (open_replica(disk, history, []) for disk in disks[:2])
+    three = open_replica(disks[2], history, pulled)
+    by_one, by_two = one.open_stream({}, {1}), two.open_stream({}, {2})
+    one.execute(Request(Verb.ADD, b"k", (b"a",)))
+    first = by_one.next_batch()
+    two.receive(first, one)
+    two.execute(Request(Verb.REMOVE, b"k", (b"a",)))
+    two.execute(Request(Verb.ADD, b"k", (b"b", b"c")))
+    removed = by_two.next_batch()
+    need = three.apply_batch(removed)
+    assert need is not None
+    three.supply_state(need, two.key_state(need.namespace_key))
+    three.check(b"k")
+    # Now the second store is out of reach, and what the first has made of its update comes.
+    one.receive(removed, two)
+    one.execute(Request(Verb.REMOVE, b"k", (b"b",)))
+    for batch in (first, by_one.next_batch()):
+        assert three.apply_batch(batch) is None
+        three.check(b"k")
+    assert three.reading(b"k") == (Kind.SET, frozenset({b"c"}))
+    assert not covers(three.applied, Dot(need.timestamp, need.origin))
+    three.commit()
+    disks[2].crash(three.store)
+    three = open_replica(disks[2], history, pulled)
+    three.check(b"k")
+    assert three.apply_batch(removed) is None
+    three.check(b"k")

@@ -12,8 +12,8 @@ from tests.reference.vocabulary import Dot, Vector, covers
 class Pulled(NamedTuple):
     """A key's state that came, or is to come, whole.
 
-    `under` is the dot under which it is joined, None for a state of a resync, which has none;
-    `brought` are the effects on the key that it carries.
+    `under` is the dot of the change that it was asked for, or sent ahead of, None for a state of a resync, which is
+    joined as soon as it comes; `brought` are the effects on the key that it carries.
     """
 
     under: Dot | None

@@ -33,32 +33,22 @@ class Replica:
     # What it must hold.
 
     def restarted(self) -> None:
-        """Forget what the store has lost. Whether a state of a resync was lost, its context tells."""
-        applied = self.store.applied
-        kept = []
-        for pull in self.pulled:
-            if pull.under is None:
-                context = self.store.context(pull.key)
-                survived = all(covers(context, dot) for dot in pull.brought)
-            else:
-                survived = covers(applied, pull.under)
-            if survived:
-                kept.append(pull)
-        self.pulled[:] = kept
+        """Forget what the store has lost: whether a state that was joined is among that, its context tells."""
+        self.pulled[:] = [pull for pull in self.pulled if self._includes(pull)]
+
+    def _includes(self, pull: Pulled) -> bool:
+        context = self.store.context(pull.key)
+        return all(covers(context, dot) for dot in pull.brought)
 
     def seen(self, key: bytes) -> list[Effect]:
         """The effects on the key that this replica holds."""
         applied = self.store.applied
         extra: frozenset[Dot] = frozenset()
-        for under, pulled_key, brought in self.pulled:
-            if pulled_key != key:
-                continue
-            # A state that was supplied is joined with the group that needs it; if the group came complete by
-            # another way before that, it never is: the context tells.
-            if under is None or (
-                covers(applied, under) and all(covers(self.store.context(key), dot) for dot in brought)
-            ):
-                extra |= brought
+        for pull in self.pulled:
+            # A state that was supplied is joined with the first group that needs it, which may be another one than
+            # it was asked for: of another link, after the first was lost. If none does any more, it never is.
+            if pull.key == key and (pull.under is None or self._includes(pull)):
+                extra |= pull.brought
         return self.history.covered(key, applied, extra)
 
     def seen_dots(self, key: bytes) -> frozenset[Dot]:
@@ -146,8 +136,11 @@ class Replica:
         return joined
 
     def supply_state(self, need: Any, state: bytes) -> bool:
-        """Hand over a state: it is joined with the group that needs it, which the next `apply_batch` shows."""
+        """Hand over a state: it is joined with a group that needs it, which a later `apply_batch` shows."""
+        key = need.namespace_key[1:]
+        before = self.store.context(key)
         self.store.supply_state(need, state)
+        assert self.store.context(key) == before, f"the state of {key!r} was joined ahead of the group that needs it"
         under = Dot(need.timestamp, need.origin)
         self.pulled += [pull._replace(under=under) for pull in self.history.shipments[state]]
         return True
