@@ -284,7 +284,9 @@ cdef class MemoryFiles(Files):
             number = EBADF
         elif number == 0:
             size = min(size, content.size - offset) if offset < content.size else 0
-            memcpy(data, content.data + offset, size)
+            # An empty file may have no memory to copy from.
+            if size:
+                memcpy(data, content.data + offset, size)
         self._leave()
         if number:
             return self._fault(handle, NULL, number, "reading a file")
